@@ -1,0 +1,1 @@
+"""What learns: agents behind one small contract. Imports `crl.core` only."""

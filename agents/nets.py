@@ -1,0 +1,61 @@
+"""Networks, and the first layer that turns categories into numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+class OneHot(BaseFeaturesExtractor):
+    """Categories, stored as small integers, made one-hot on the way in: (batch, n) to (batch, sum of kinds).
+
+    >>> layer = OneHot(spaces.Box(0, 2, (2,)), kinds=[2, 3])
+    >>> layer(torch.tensor([[1.0, 2.0]])).tolist()
+    [[0.0, 1.0, 0.0, 0.0, 1.0]]
+    """
+
+    offsets: torch.Tensor
+
+    def __init__(self, observation_space: spaces.Space[Any], kinds: list[int]) -> None:
+        super().__init__(observation_space, features_dim=sum(kinds))
+        first = torch.tensor([0, *kinds[:-1]]).cumsum(0)
+        self.register_buffer("offsets", first, persistent=False)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """One row of ones and zeros for each row of codes."""
+        out = torch.zeros(obs.shape[0], self.features_dim, device=obs.device)
+        return out.scatter_(1, obs.long() + self.offsets, 1.0)
+
+
+class Heads(nn.Module):
+    """An output layer for each task, of which one answers. A new one starts as the first one once did."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([first])
+        self.current = 0
+        self._pristine = [copy.deepcopy(first)]  # in a list, so that it is not a submodule
+
+    def grow(self) -> list[nn.Parameter]:
+        """Add a head; its parameters are the optimizer's to be told of."""
+        self.heads.append(copy.deepcopy(self._pristine[0]))
+        return list(self.heads[-1].parameters())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """The answer of the current head."""
+        answer: torch.Tensor = self.heads[self.current](features)
+        return answer

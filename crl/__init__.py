@@ -1,0 +1,45 @@
+"""Continual reinforcement learning that looks inside the network while it learns.
+
+    run = crl.train("minigrid_quick", seed=3)
+    run = crl.load("runs/minigrid_quick/ppo/seed-3")
+    run.matrix, run.records, run.agent
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crl.core import CrlError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crl.run import Run
+
+__version__ = "0.1.0"
+__all__ = ["CrlError", "load", "resume", "train"]
+
+
+def train(source: Any, **settings: Any) -> Run:
+    """Walk through a sequence: a YAML's path, its name, or its data. See `crl.run.train`."""
+    from crl import run
+
+    return run.train(source, **settings)
+
+
+def resume(path: str | Path, **settings: Any) -> Run:
+    """Go on from a run's last checkpoint. See `crl.run.resume`."""
+    from crl import run
+
+    return run.resume(path, **settings)
+
+
+def load(path: str | Path) -> Run:
+    """Open a run's folder: its agent, matrix and records."""
+    from pathlib import Path
+
+    from crl.run import Run
+    from crl.store import RunFolder
+
+    RunFolder(Path(path)).manifest()  # one clear line where no run is
+    return Run(Path(path))

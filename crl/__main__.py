@@ -1,0 +1,5 @@
+"""`python -m crl` is `crl`."""
+
+from crl.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,153 @@
+"""The commands. No logic: each reads its arguments, calls one function, and shows what it returned."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crl.core import CrlError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a mistake of the user's costs one line on stderr and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except CrlError as error:
+        print(f"crl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("crl: stopped at once; the last checkpoint stands", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from crl import run
+
+    done = run.train(
+        arguments.env_seq,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        verbosity=arguments.verbosity,
+        changes=tuple(_changes(arguments)),
+    )
+    if arguments.verbosity >= 0:
+        print(done.path)
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from crl import run
+
+    print(run.resume(arguments.run, verbosity=arguments.verbosity).path)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from crl import plan
+
+    print(plan.describe(arguments.config, tuple(_changes(arguments))))
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from crl import plan
+
+    print(plan.evaluate(arguments.run, arguments.visit, arguments.episodes, arguments.greedy, arguments.render))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from crl import plan
+
+    print("\n".join(plan.listing(arguments.what)))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    bench = importlib.import_module(f"crl.bench.{arguments.what}")
+    print(bench.main(pairs=arguments.pairs, steps=arguments.steps, as_json=arguments.json))
+    return 0
+
+
+def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
+    """What the flags change in the YAML, in order: named flags first, so that --set has the last word."""
+    from crl import config
+
+    changes: list[tuple[str, Any]] = []
+    if arguments.agent:
+        changes.append(("agent", {"use": arguments.agent}))
+    if arguments.method:
+        changes.append(("methods", [{"use": use} for use in arguments.method]))
+    changes += [(k, v) for k in ("seed", "device", "baseline") if (v := getattr(arguments, k)) is not None]
+    for item in arguments.set or []:
+        place, equals, text = item.partition("=")
+        if not equals or not place:
+            raise CrlError(f"--set {item}: expected PLACE=VALUE, such as tasks.0.steps=20000")
+        changes.append((place, config.parse_yaml(text, f"--set {place}")))
+    return changes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="crl", description=__import__("crl").__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="walk an agent through a sequence of environments")
+    train.add_argument("--env-seq", required=True, metavar="YAML", help="a file, or the name of a shipped config")
+    train.add_argument("--out", default="runs", help="where runs go (default: runs)")
+    train.add_argument("--overwrite", action="store_true", help="drop the run that is there already")
+    _settings(train)
+    _loudness(train)
+    train.set_defaults(command=_train)
+
+    resume = commands.add_parser("resume", help="go on with a run that was stopped or killed")
+    resume.add_argument("run", help="a run's folder, such as runs/minigrid/ppo/seed-0")
+    _loudness(resume)
+    resume.set_defaults(command=_resume)
+
+    check = commands.add_parser("check", help="validate a config and print its plan; trains nothing")
+    check.add_argument("config", help="a file, or the name of a shipped config")
+    _settings(check)
+    check.set_defaults(command=_check)
+
+    evaluate = commands.add_parser("eval", help="evaluate a checkpoint on every task")
+    evaluate.add_argument("run", help="a run's folder")
+    evaluate.add_argument("--visit", type=int, help="after which visit (0: before the first; default: the last)")
+    evaluate.add_argument("--episodes", type=int, help="episodes a task (default: the config's)")
+    evaluate.add_argument("--greedy", action="store_true", help="the likeliest action instead of a sampled one")
+    evaluate.add_argument("--render", metavar="OUT.gif", help="write a film of one episode of each task")
+    evaluate.set_defaults(command=_eval)
+
+    listing = commands.add_parser("list", help="what there is: agents, envs, configs, methods, monitors")
+    listing.add_argument("what", choices=("agents", "envs", "configs", "methods", "monitors"))
+    listing.set_defaults(command=_list)
+
+    bench = commands.add_parser("bench", help="side-by-side benchmarks")
+    bench.add_argument("what", choices=("rl",))
+    bench.add_argument("--pairs", type=int, default=5, help="how often each side runs (default: 5)")
+    bench.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agent", help="ppo, dqn, or an import path such as stable_baselines3.A2C or my_agent.MyAgent")
+    parser.add_argument("--method", action="append", help="a method by import path; may be given again")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--baseline", choices=("none", "fresh"), help="fresh: also a new agent alone on each task")
+    parser.add_argument("--set", action="append", metavar="PLACE=VALUE", help="any key of the YAML: tasks.0.steps=20000")
+
+
+def _loudness(parser: argparse.ArgumentParser) -> None:
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", dest="verbosity", action="store_const", const=-1, default=0, help="say nothing")
+    loudness.add_argument("-v", dest="verbosity", action="store_const", const=1, help="print every number")

@@ -1,0 +1,295 @@
+"""The contracts: a learner walks through an ordered list of tasks and is looked at when it crosses a boundary.
+
+Everything here is a noun of that sentence. `Agent`, `Task`, `Monitor` and `Method` are protocols: a class of
+one's own needs the right methods and no base class. The rest are small records that pass between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+State = dict[str, Any]  # tensors and plain values only: what a checkpoint may hold
+
+
+class CrlError(Exception):
+    """A mistake that the user can mend: shown as one line, without a traceback."""
+
+
+class NotYet(Exception):
+    """The agent cannot answer for a task yet (it has no head for it, say): evaluated as NaN, with this reason."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What is seen and what is answered, the same over a whole sequence, for `envs` copies at once.
+
+    `observation` is a flat `Box` of numbers or a `MultiDiscrete` of categories; `action` is any Gymnasium space.
+    """
+
+    observation: gymnasium.Space[Any]
+    action: gymnasium.Space[Any]
+    envs: int = 1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What happens at a boundary: each part of the agent is kept or reset, and whether it is told at all."""
+
+    optimizer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
+    head: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
+    buffer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
+    normalizer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
+    schedules: str = field(default="restart", metadata={"choices": ("restart", "continue")})
+    announced: bool = True
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stay at a task. Visits are counted from 1; a task can be visited again."""
+
+    index: int
+    task: Task
+    steps: int  # the budget, in environment steps over all copies
+    seed: int  # the root of this visit's random streams
+    start: int = 0  # environment steps taken in the walk before this visit
+    total: int = 0  # environment steps of the whole walk
+    rules: Rules = Rules()
+    done: int = 0  # steps of this visit taken before a stop, when it is resumed in the middle
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """(steps already run on the agent's schedules, steps they last): this visit's, or the whole walk's."""
+        whole_walk = self.rules.schedules == "continue" or not self.rules.announced
+        return (self.start, self.total) if whole_walk else (0, self.steps)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One vector step, or a batch of them: arrays whose leading axes agree, (envs, ...) or (time, envs, ...).
+
+    `next_obs` is the true successor, also where an episode ended; `note` is what the agent's `act` returned.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    next_obs: Array
+    terminated: Array
+    truncated: Array
+    note: Any = None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a task reports while it trains: steps taken so far in this visit, and numbers by name."""
+
+    steps: int
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation found: the return and length of each episode, or why there is none."""
+
+    returns: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    reason: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Mean return; NaN where nothing could be evaluated."""
+        return float(np.mean(self.returns)) if self.returns else float("nan")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a run's log. `task` and `phase` are empty where they say nothing."""
+
+    name: str
+    value: float | list[float]
+    step: int
+    visit: int
+    task: str = ""
+    phase: str = ""
+
+
+class Agent(Protocol):
+    """What learns. Built as `Agent(interface, seed, device, **options)`.
+
+    Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all
+    rules but the defaults need it); `facing(task)` is a context around evaluation and looking (heads, masks);
+    `stride` is the number of vector steps between two updates (visits are rounded up to it); `model` and
+    `optimizers` are what methods and monitors work on.
+    """
+
+    def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
+        """(actions, the next carry, a note that comes back in `observe`) for a batch of observations.
+
+        The carry is a recurrent state: None at the start of a visit or an evaluation, then whatever `act` made of
+        it, a tensor or a tuple of them whose leading axis is the copies; rows whose episode ended come back zero.
+        """
+        ...
+
+    def observe(self, experience: Experience) -> None:
+        """Take in one vector step."""
+        ...
+
+    def update(self) -> Mapping[str, float]:
+        """Learn if it is time to; numbers worth logging, or an empty mapping."""
+        ...
+
+    def state_dict(self) -> State:
+        """Everything that the next update depends on."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`, on a newly built agent."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A source of experience. The task drives, the walk iterates."""
+
+    name: str
+    interface: Interface  # of this task alone, before it is joined with the others'
+
+    def train(self, agent: Agent, visit: Visit) -> Iterator[Tick]:
+        """Let the agent learn for a visit; each tick is a safe point to stop at."""
+        ...
+
+    def evaluate(self, agent: Agent, seed: int, episodes: int, greedy: bool) -> Score:
+        """Evaluate on copies of its own; changes neither the agent nor any random stream of training."""
+        ...
+
+    def sample(self, agent: Agent, seed: int, size: int) -> Experience:
+        """Experience of the agent as it is, on copies of its own, for monitors to look at."""
+        ...
+
+    def state_dict(self) -> State:
+        """What training needs to go on from here."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The moment before a visit (phase `init`) or after it (phase `end`)."""
+
+    visit: Visit
+    phase: str
+    step: int
+    agent: Agent
+    earlier: tuple[Task, ...]  # the other tasks visited before this one
+    seed: int
+    size: int = 512  # samples that `experience` holds
+
+    @property
+    def task(self) -> Task:
+        """The task being entered or left."""
+        return self.visit.task
+
+    def experience(self, task: Task | None = None) -> Experience:
+        """Fresh experience of the agent on a task: by default the boundary's own."""
+        task = task or self.task
+        return task.sample(self.agent, self.seed, self.size)
+
+
+class Monitor(Protocol):
+    """Looks at a boundary and changes nothing: no weight, gradient, buffer or random stream."""
+
+    def measure(self, boundary: Boundary) -> Mapping[str, float | Array]:
+        """Numbers, or arrays of them, by name."""
+        ...
+
+
+class Method(Protocol):
+    """Acts on learning, from outside the agent: through torch's hooks, and at boundaries."""
+
+    def attach(self, agent: Agent) -> None:
+        """Called once, before the first visit and after a resume."""
+        ...
+
+    def enter(self, visit: Visit) -> None:
+        """Called before an announced visit."""
+        ...
+
+    def leave(self, visit: Visit) -> None:
+        """Called after an announced visit."""
+        ...
+
+    def state_dict(self) -> State:
+        """What the method remembers."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+def derive(seed: int, *path: int) -> int:
+    """A 31-bit seed for the stream that `path` names, independent of every other path's.
+
+    >>> derive(0, 1, 2) == derive(0, 1, 2) != derive(0, 2, 1)
+    True
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1)[0]) >> 1
+
+
+def random_state() -> State:
+    """The state of the global random streams, which Stable-Baselines3 draws from, as plain values."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    state: State = {
+        "torch": torch.get_rng_state(),
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss)],
+        "numpy_cached": float(cached),
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: State) -> None:
+    """The inverse of `random_state`."""
+    name, keys, position, has_gauss = state["numpy"]
+    version, internal, gauss = state["python"]
+    torch.set_rng_state(state["torch"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, state["numpy_cached"]))
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def aside(seed: int) -> Iterator[None]:
+    """Run the block on random streams of its own; the global ones are as before when it ends."""
+    before = random_state()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+@contextlib.contextmanager
+def facing(agent: Agent, task: Task) -> Iterator[None]:
+    """The agent as it answers for `task`: its own `facing`, where it has one."""
+    own = getattr(agent, "facing", None)
+    with own(task) if own is not None else contextlib.nullcontext():
+        yield

@@ -1,0 +1,122 @@
+"""What can be said without training: a config's plan, a checkpoint's scores and films, what there is to choose from."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+from crl import config
+from crl.core import CrlError, Visit, aside, derive
+from crl.run import EVALUATE, Run
+
+TRIAL = 1.5  # seconds that an estimate may take
+
+
+def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
+    """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
+    plan = config.build(config.read(source, changes))
+    experiment = plan.experiment
+    lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} steps"]
+    for visit in plan.visits:
+        again = plan.order[: visit.index - 1].count(plan.order[visit.index - 1])
+        lines.append(f"  {visit.index:>3}. {visit.task.name}  {visit.steps:,} steps" + ("  (again)" if again else ""))
+    rules = ", ".join(f"{name} {value}" for name, value in experiment.plain()["boundary"].items())
+    observation = str(plan.interface.observation)
+    lines += [
+        f"seen      {observation if len(observation) < 90 else _short(plan.interface.observation)}",
+        f"answered  {plan.interface.action}",
+        f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
+        f"boundary  {rules}",
+        f"evaluated {experiment.evaluation.episodes} episodes a task, {'greedy' if experiment.evaluation.greedy else 'sampled'}",
+        f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent",
+    ]
+    return "\n".join(lines)
+
+
+def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, render: str | None) -> str:
+    """A checkpoint's mean return on every task, and a film of one episode of each."""
+    run = Run(Path(path))
+    plan, state = run.at(visit)
+    evaluation = run.experiment.evaluation
+    greedy = greedy or evaluation.greedy
+    lines = [f"after visit {state['visit']}, step {state['step']:,}"]
+    pictures: list[Any] = []
+    for column, task in enumerate(plan.tasks):
+        seed = derive(run.experiment.seed, EVALUATE, column)
+        score = task.evaluate(plan.agent, seed, episodes or evaluation.episodes, greedy)
+        reason = f"  ({score.reason})" if score.reason else ""
+        lines.append(f"  {task.name:<40} {score.mean:8.3f}{reason}")
+        if render and not score.reason:
+            pictures += task.film(plan.agent, seed, greedy)  # type: ignore[attr-defined]  # environments have one
+    if render:
+        _gif(pictures, Path(render))
+        lines.append(f"wrote {render}: {len(pictures)} frames")
+    return "\n".join(lines)
+
+
+def listing(what: str) -> list[str]:
+    """The short names of agents, environments or configs, with a line each."""
+    if what == "configs":
+        return [f"{p.relative_to(config.CONFIGS).with_suffix('')!s:<24} {_title(p)}" for p in sorted(config.CONFIGS.rglob("*.yaml"))]
+    if what == "envs":
+        importlib.import_module("minigrid")
+        return sorted(importlib.import_module("gymnasium").registry)
+    short = {"agents": config.AGENTS, "methods": config.METHODS, "monitors": config.MONITORS}[what]
+    lines = []
+    for name, where in short.items():
+        module, _, cls = where.rpartition(".")
+        doc = getattr(importlib.import_module(module), cls).__doc__ or ""
+        lines.append(f"{name:<24} {doc.strip().splitlines()[0]}")
+    if what == "agents":
+        supported = ", ".join(importlib.import_module("agents.sb3").SUPPORTED)
+        lines.append(f"{'by import path':<24} stable_baselines3.X or sb3_contrib.X, with X in {supported}")
+    return [*lines, f"{'your own':<24} any import path, such as my_{what[:-1]}.My{what[:-1].title()}"]
+
+
+def _estimate(plan: config.Plan) -> float:
+    """Seconds for the whole walk: a few ticks of a throw-away agent on the first task, and each task's own speed."""
+    speeds = [task.speed(0.15) for task in plan.tasks]  # type: ignore[attr-defined]
+    first = plan.visits[0]
+    trial = Visit(1, first.task, 10**9, first.seed, 0, 10**9)
+    with aside(0):
+        if hasattr(plan.agent, "enter"):
+            plan.agent.enter(trial)
+        began = time.perf_counter()
+        for tick in first.task.train(plan.agent, trial):
+            if time.perf_counter() - began > TRIAL:
+                break
+    learning = (time.perf_counter() - began) / tick.steps - 1 / speeds[plan.order[0]]  # beside the environment's steps
+    steps = sum(n * (learning + 1 / speeds[j]) for n, j in zip(plan.steps, plan.order, strict=True))
+    episodes = plan.experiment.evaluation.episodes * (len(plan.order) + 1)
+    looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
+    return float(steps + looking)
+
+
+def _parameters(agent: Any) -> str:
+    model = getattr(agent, "model", None)
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters" if model is not None else "its own parameters"
+
+
+def _short(space: Any) -> str:
+    return f"{type(space).__name__} of {space.shape[0]} places"
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def _title(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _gif(pictures: list[Any], path: Path) -> None:
+    from PIL import Image
+
+    if not pictures:
+        raise CrlError("nothing to show: no task could be evaluated")
+    size = (min(p.shape[1] for p in pictures), min(p.shape[0] for p in pictures))
+    frames = [Image.fromarray(p).resize(size) for p in pictures]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)

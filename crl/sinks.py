@@ -1,0 +1,392 @@
+"""Where records go: the JSONL file is the run; TensorBoard and the terminal are views of it.
+
+The file is what a resume cuts back and what analysis reads. The views can be thrown away and built again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from crl.core import Array, CrlError, Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Sequence[float]]
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for these
+
+
+def short(name: str) -> str:
+    """A task's name without what all its neighbours share.
+
+    >>> short("MiniGrid-DoorKey-5x5-v0")
+    'DoorKey-5x5'
+    """
+    return name.replace("MiniGrid-", "").removesuffix("-v0")
+
+
+def number(value: float) -> str:
+    """A number as a cell shows it: about three digits, and a dash for one that is missing.
+
+    >>> number(0.8349), number(-12.34), number(1234.5), number(float("nan"))
+    ('0.83', '-12.3', '1234', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    size = abs(value)
+    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+
+
+class Jsonl:
+    """The run's log, one record a line, only ever added to. Opening at an `offset` cuts off all that follows it."""
+
+    def __init__(self, path: Path, offset: int | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            self._file.truncate(_whole_lines(path) if offset is None else _checked(path, offset))
+        except CrlError:
+            self._file.close()
+            raise
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are safely on disk, all records written so far included: what a checkpoint remembers."""
+        self.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, record: Record) -> None:
+        """Add one record."""
+        line = json.dumps(asdict(record) | {"value": _encode(record.value)}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close; once is enough, twice does no harm."""
+        self._file.close()
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a log. A last line that a stop left half-written is passed over."""
+    records = []
+    with path.open("rb") as file:
+        for count, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                records.append(_decode(json.loads(line)))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise CrlError(f"{path}, line {count}: this is not a record ({error})") from error
+    return records
+
+
+def _encode(value: float | list[float]) -> Any:
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    value = float(value)
+    return value if math.isfinite(value) else str(json.dumps(value))
+
+
+def _decode(fields: dict[str, Any]) -> Record:
+    def real(item: object) -> float:
+        return _NOT_FINITE[item] if isinstance(item, str) else float(item)  # type: ignore[arg-type]
+
+    value = fields["value"]
+    counts = {key: int(fields[key]) for key in ("step", "visit")}
+    return Record(**fields | counts | {"value": list(map(real, value)) if isinstance(value, list) else real(value)})
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to the end of the last complete line."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _checked(path: Path, offset: int) -> int:
+    """`offset`, if a line of the file ends there."""
+    with path.open("rb") as file:
+        file.seek(max(offset - 1, 0))
+        if offset and file.read(1) != b"\n":
+            raise CrlError(f"{path}: no record ends at byte {offset}, where the checkpoint left the log")
+    return offset
+
+
+class TensorBoard:
+    """The run as TensorBoard shows it. Old event files are removed: on a resume, write the run's records again."""
+
+    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer: Any = SummaryWriter(str(folder), flush_secs=10)
+        self._writer.add_custom_scalars(_layout(tasks))
+
+    def write(self, record: Record) -> None:
+        """Draw a number as a point of a curve, and an array as a histogram of what is finite in it."""
+        if not isinstance(record.value, list):
+            self._writer.add_scalar(tag(record), record.value, record.step)
+            return
+        values = np.asarray(record.value, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if values.size:
+            self._writer.add_histogram(tag(record), values, record.step)
+
+    def matrix(
+        self, step: int, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]
+    ) -> None:
+        """Show the evaluation matrix so far; `draw_matrix` says what the arguments are."""
+        pixels = _pixels(draw_matrix(rows, row_names, tasks, visited))
+        self._writer.add_image("walk/matrix", pixels, step, dataformats="HWC")
+
+    def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+        """Enter the run in the table that compares runs, with its flat config and its final metrics."""
+        from torch.utils.tensorboard import summary
+
+        plain = {key: value if type(value) in (int, float, str) else str(value) for key, value in config.items()}
+        final = {f"final/{name}": float(value) for name, value in metrics.items()}
+        table: Any = summary.hparams  # the writer's own add_hparams would make a second run of it
+        for part in table(plain, final):
+            self._writer.file_writer.add_summary(part)
+        for name, value in final.items():
+            self._writer.add_scalar(name, value)
+
+    def flush(self) -> None:
+        """Bring the view up to date."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def tag(record: Record) -> str:
+    """The curve that a record is a point of.
+
+    An evaluation has a curve for each task. Training has one over the whole walk, so that boundaries show in it;
+    only baselines, which walk alone, are kept apart. What monitors see before and after visits are two curves.
+    """
+    if record.phase == "baseline":
+        name = f"{record.name}/{record.task}"
+    elif record.name == "eval/return" and record.task:
+        name = f"eval/{record.task}"
+    elif record.name.startswith("eval/") and record.task:
+        name = f"{record.name}/{record.task}"
+    else:
+        name = f"{record.name}/{record.phase}" if record.phase in ("init", "end") else record.name
+    return _clean(name)
+
+
+def _clean(name: str) -> str:
+    """A tag of the characters that TensorBoard's writer leaves as they are."""
+    return re.sub(r"[^-/\w.]", "_", name).strip("/")
+
+
+def _layout(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The page that tells the story. TensorBoard reads the tags as regular expressions for the start of a tag."""
+    every_task = [f"^{re.escape(_clean(f'eval/{task}'))}$" for task in dict.fromkeys(tasks)]
+    return {
+        "The walk": {
+            "every task's evaluation": ["Multiline", every_task],
+            "training return": ["Multiline", ["^train/return$"]],
+            "task being visited": ["Multiline", ["^walk/visit$"]],
+        },
+        "What it kept": {
+            "forgetting": ["Multiline", ["^metrics/forgetting"]],
+            "average performance": ["Multiline", ["^metrics/average"]],
+            "transfer": ["Multiline", ["^metrics/.*transfer"]],
+        },
+    }
+
+
+def draw_matrix(rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]) -> Figure:
+    """Mean returns as coloured cells: a row for each boundary, a column for each task.
+
+    The first row comes before any training; `visited` names the column trained before each later row, which
+    gets a box. One scale of colours holds for all cells; a grey cell was not evaluated.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
+    low, high = _limits(values)
+    colours = colormaps["viridis"].with_extremes(bad="0.88")
+    size = (min(2.6 + 0.75 * len(tasks), 18.0), min(1.9 + 0.42 * len(rows), 14.0))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (len(tasks) + 3) / 3))
+    for (row, column), value in np.ndenumerate(values):
+        dark = math.isfinite(value) and (value - low) / (high - low) < 0.55
+        axes.text(column, row, number(value), ha="center", va="center", size=font, color="white" if dark else "black")
+    for row, column in enumerate(visited, 1):
+        box = Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.2)
+        axes.add_patch(box)
+    axes.set_xticks(range(len(tasks)), map(short, tasks), rotation=35, ha="left", rotation_mode="anchor", size=font)
+    axes.set_yticks(range(len(rows)), map(short, row_names), size=font)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_xticks(np.arange(1, len(tasks)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="mean return", shrink=0.9).outline.set_visible(False)
+    return figure
+
+
+def _limits(values: Array) -> tuple[float, float]:
+    """The lowest and highest finite value, or something wider where these leave no room for colours."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _pixels(figure: Figure) -> Array:
+    from matplotlib.backends import backend_agg
+
+    canvas: Any = backend_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class Terminal:
+    """The run as it is watched: one live line on a terminal, a plain line now and then anywhere else.
+
+    A `verbosity` of -1 says nothing at all, 0 tells of progress and boundaries, 1 adds the numbers of every tick.
+    """
+
+    def __init__(
+        self,
+        visits: int,
+        total_steps: int,
+        stream: TextIO | None = None,
+        verbosity: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._visits, self._total = visits, total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._verbosity, self._clock = verbosity, clock
+        self._tty = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = ""  # what the live line shows now
+        self._drawn = -math.inf
+        self.start(0, "", 0, 0)
+
+    def start(self, visit_index: int, task_name: str, steps: int, start_step: int, done: int = 0) -> None:
+        """A visit begins, or goes on after `done` of its steps."""
+        self._visit, self._task, self._steps, self._before, self._done = visit_index, task_name, steps, start_step, done
+        self._since = self._clock()
+
+    def progress(self, steps_in_visit: int, last_return: float = math.nan) -> None:
+        """Show how far the walk is, if the last time was long enough ago."""
+        now = self._clock()
+        if self._verbosity < 0 or now - self._drawn < (0.1 if self._tty else 10.0):
+            return
+        self._drawn = now
+        rate = (steps_in_visit - self._done) / (now - self._since) if now > self._since else 0.0
+        walked = self._before + steps_in_visit
+        left = _duration((self._total - walked) / rate) if rate > 0 else "–"
+        facts = [f"{rate:,.0f} steps/s", f"{left} left", f"return {number(last_return)}"]
+        visit = (f"{self._visit}/{self._visits} {short(self._task)}", _share(steps_in_visit, self._steps))
+        walk = ("walk", _share(walked, self._total))
+        if self._tty:
+            self._redraw(_fitted([visit, walk], facts, self._width() - 1))
+        else:
+            self._print(", ".join([f"{name} {share:.0%}" for name, share in (visit, walk)] + facts))
+
+    def numbers(self, numbers: Mapping[str, float]) -> None:
+        """The numbers of a tick, for those who want to see them all."""
+        if self._verbosity > 0 and numbers:
+            self.note("  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+    def note(self, text: str) -> None:
+        """Say something on a line of its own; the live line moves below it."""
+        if self._verbosity >= 0:
+            live = self._live
+            self._redraw("")
+            self._print(text)
+            self._redraw(live)
+
+    def boundary(self, visit_index: int, task: str, scores: Mapping[str, float]) -> None:
+        """How every task stands after a visit (or before the first, number 0); a star marks the one just visited."""
+        self._redraw("")
+        row = "  ".join(f"{'*' * (name == task)}{short(name)} {number(score)}" for name, score in scores.items())
+        self.note(f"after {visit_index}/{self._visits} | {row}" if visit_index else f"before    | {row}")
+
+    def table(self, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], metrics: Mapping[str, float]) -> None:
+        """The whole matrix, and what it comes to."""
+        self._redraw("")
+        names, heads = [short(name) for name in row_names], [short(task) for task in tasks]
+        lines = _aligned(rows, names, heads)
+        if self._tty and len(lines[0]) >= self._width():
+            counts = [str(count) for count in range(1, len(heads) + 1)]
+            legend = [f"{count:>{len(counts[-1])}} = {head}" for count, head in zip(counts, heads, strict=True)]
+            lines = [*_aligned(rows, names, counts), "", *legend]
+        wide = max(map(len, metrics), default=0)
+        summary = [f"{name:<{wide}}  {number(value):>7}" for name, value in metrics.items()]
+        self.note("\n".join([*lines, "", *summary] if summary else lines))
+
+    def close(self) -> None:
+        """Leave the terminal's line empty."""
+        self._redraw("")
+
+    def _print(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def _redraw(self, line: str) -> None:
+        """Put `line` in the place of the live line."""
+        if self._tty and (line or self._live):
+            self._stream.write(f"\r{line}\x1b[K")
+            self._stream.flush()
+        self._live = line
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return shutil.get_terminal_size().columns
+
+
+def _share(part: int, whole: int) -> float:
+    return min(part / whole, 1.0) if whole else 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def _fitted(shares: Sequence[tuple[str, float]], facts: Sequence[str], width: int) -> str:
+    """One line of at most `width` characters: what is left over goes to the bars, and where nothing is, they go."""
+    texts = [f"{name} {share:.0%}" for name, share in shares]
+    length = min((width - len("   ".join([*texts, *facts]))) // len(shares) - 1, 24)
+    if length >= 3:
+        filled = [round(share * length) for _, share in shares]
+        texts = [f"{text} {'━' * full}{'─' * (length - full)}" for text, full in zip(texts, filled, strict=True)]
+    return "   ".join([*texts, *facts])[:width]
+
+
+def _aligned(rows: Rows, names: Sequence[str], heads: Sequence[str]) -> list[str]:
+    """Lines of a table whose columns are as wide as what stands in them."""
+    lines = [["", *heads], *([name, *map(number, row)] for name, row in zip(names, rows, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<" + ">" * len(heads), widths, strict=True))
+    return [form.format(*line) for line in lines]

@@ -1,0 +1,1 @@
+"""What is learned: Gymnasium environments as tasks. Imports `crl.core` only."""

@@ -1,0 +1,121 @@
+"""How many copies of an environment are stepped at once: here one after another, in this process.
+
+Every episode is seeded from (seed, copy, episode), so an engine can be put back into the middle of an episode by
+seeding it again and replaying its actions: no environment is ever pickled. Resets are same-step: the row after an
+end is the first of a new episode, and the true successor is returned beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+
+from crl.core import Array, State, derive
+
+Env = gymnasium.Env[Any, Any]
+
+
+class Step(NamedTuple):
+    """One vector step. `obs` is what is acted on next, `next_obs` the true successor; they differ at an end."""
+
+    obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    next_obs: Array
+
+
+@dataclass
+class Episode:
+    """The unfinished episode of one copy: its number and what was done to it since it began."""
+
+    number: int = 0
+    log: list[Any] | None = None  # actions, and {"set": [name, value]} where the environment was changed
+
+
+class Sync:
+    """`copies` environments stepped in turn."""
+
+    def __init__(self, make: Callable[[], Env], copies: int, seed: int) -> None:
+        self.envs = [make() for _ in range(copies)]
+        self.seed = seed
+        self.episodes = [Episode() for _ in range(copies)]
+        self.obs: Array = np.empty(0)
+
+    def _begin(self, copy: int) -> Array:
+        episode = self.episodes[copy]
+        episode.log = []
+        obs, _ = self.envs[copy].reset(seed=derive(self.seed, copy, episode.number))
+        return np.asarray(obs)
+
+    def reset(self) -> Array:
+        """Begin an episode in every copy."""
+        self.obs = np.stack([self._begin(copy) for copy in range(len(self.envs))])
+        return self.obs
+
+    def step(self, actions: Array) -> Step:
+        """Step every copy once; one whose episode ends begins its next."""
+        count = len(self.envs)
+        following = np.empty_like(self.obs)
+        reward = np.empty(count, dtype=np.float32)
+        terminated = np.zeros(count, dtype=bool)
+        truncated = np.zeros(count, dtype=bool)
+        for copy, env in enumerate(self.envs):
+            action = actions[copy]
+            self.episodes[copy].log.append(action)  # type: ignore[union-attr]  # _begin made it
+            following[copy], reward[copy], terminated[copy], truncated[copy], _ = env.step(action)
+        ended = terminated | truncated
+        obs = following
+        if ended.any():
+            obs = following.copy()
+            for copy in np.flatnonzero(ended):
+                self.episodes[copy].number += 1
+                obs[copy] = self._begin(int(copy))
+        self.obs = obs
+        return Step(obs, reward, terminated, truncated, following)
+
+    def change(self, name: str, value: Any) -> None:
+        """Set an attribute of every copy; the episodes go on."""
+        for env, episode in zip(self.envs, self.episodes, strict=True):
+            env.get_wrapper_attr(name)  # an unknown name is the caller's mistake, found before anything changes
+            env.set_wrapper_attr(name, value)
+            if episode.log is not None:
+                episode.log.append({"set": [name, value]})
+
+    def state_dict(self) -> State:
+        """Where each copy is: its episode's number and actions."""
+        return {
+            "episodes": [episode.number for episode in self.episodes],
+            "logs": [[_plain(entry) for entry in episode.log or []] for episode in self.episodes],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Seed each unfinished episode again and replay what was done to it."""
+        rows = []
+        for copy, (number, log) in enumerate(zip(state["episodes"], state["logs"], strict=True)):
+            self.episodes[copy].number = number
+            obs = self._begin(copy)
+            for entry in log:
+                if isinstance(entry, dict):
+                    self.envs[copy].set_wrapper_attr(*entry["set"])
+                    action = entry
+                else:
+                    action = entry.numpy() if entry.ndim else entry.numpy()[()]
+                    obs = np.asarray(self.envs[copy].step(action)[0])
+                self.episodes[copy].log.append(action)  # type: ignore[union-attr]
+            rows.append(obs)
+        self.obs = np.stack(rows)
+
+    def close(self) -> None:
+        """Close every copy."""
+        for env in self.envs:
+            env.close()
+
+
+def _plain(entry: Any) -> Any:
+    return entry if isinstance(entry, dict) else torch.as_tensor(np.array(entry))

@@ -1,0 +1,359 @@
+"""Any Gymnasium environment as a Task: the vector loop, evaluation and sampled experience."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from crl.core import (
+    Agent,
+    Array,
+    CrlError,
+    Experience,
+    Interface,
+    NotYet,
+    Score,
+    State,
+    Tick,
+    Visit,
+    aside,
+    derive,
+    facing,
+)
+from envs.engines import Sync
+from envs.minigrid import Symbols, is_symbolic
+from envs.spaces import Flat, Joined, shared_action, shared_observation
+from envs.wrappers import BY_NAME
+
+TICK = 2_048  # steps between two ticks, rounded up to the agent's stride
+
+
+@dataclass
+class World:
+    """The copies that training steps. Tasks made by one `change:` share one, so the environment goes on."""
+
+    goes_on: bool = False
+    engine: Sync | None = None
+    seed: int = 0
+    returns: Array = field(default_factory=lambda: np.zeros(0))
+    lengths: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    carry: Any = None
+    steps: int = 0  # taken in the visit that is under way
+
+
+class GymTask:
+    """One environment id with its keyword arguments, wrappers and settings."""
+
+    def __init__(
+        self,
+        env: str,
+        name: str,
+        kwargs: dict[str, Any] | None = None,
+        wrappers: Sequence[tuple[Any, dict[str, Any]]] = (),
+        setting: dict[str, Any] | None = None,
+        envs: int = 1,
+        world: World | None = None,
+    ) -> None:
+        self.env, self.name, self.kwargs, self.wrappers = env, name, kwargs or {}, list(wrappers)
+        self.setting = setting or {}
+        self.world = world or World()
+        self.shared: Interface | None = None
+        probe = self._own()
+        for attribute in self.setting:
+            if not hasattr(probe.unwrapped, attribute):
+                raise CrlError(f"change: {env} has no attribute {attribute!r}")
+        self.interface = Interface(probe.observation_space, probe.action_space, envs)
+        self.best = 1.0 if is_symbolic(probe) else None  # the largest possible return, where it is known
+        probe.close()
+
+    # One environment.
+
+    def _own(self, render: bool = False) -> gymnasium.Env[Any, Any]:
+        extra = {"render_mode": "rgb_array"} if render else {}
+        env = gymnasium.make(self.env, **self.kwargs, **extra)
+        mission = False
+        for use, options in self.wrappers:
+            if use == "mission":
+                mission = True
+            elif not isinstance(use, str):
+                env = use(env, **options)
+        env = Symbols(env, mission=mission) if is_symbolic(env) else Flat(env)
+        for use, options in self.wrappers:
+            if isinstance(use, str) and use != "mission":
+                env = BY_NAME[use](env, **options)  # type: ignore[assignment]
+        return env
+
+    def make(self, render: bool = False) -> gymnasium.Env[Any, Any]:
+        """One copy, as the agent sees it."""
+        env: gymnasium.Env[Any, Any] = self._own(render)
+        if self.shared is not None and not self._agrees(self.shared):
+            env = Joined(env, self.shared.observation, self.shared.action)
+        for name, value in self.setting.items():
+            setattr(env.unwrapped, name, value)
+        return env
+
+    def _agrees(self, shared: Interface) -> bool:
+        return self.interface.observation == shared.observation and self.interface.action == shared.action
+
+    # The walk's side.
+
+    def train(self, agent: Agent, visit: Visit) -> Iterator[Tick]:
+        """Step, let the agent observe and update, and report every so often."""
+        world = self.world
+        engine = self._engine(visit)
+        stride = getattr(agent, "stride", 1) * len(engine.envs)
+        every = stride * math.ceil(TICK / stride)
+        tally = Tally()
+        obs = engine.obs
+        while world.steps < visit.steps:
+            action, world.carry, note = agent.act(obs, world.carry, False)
+            step = engine.step(action)
+            experience = Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note)
+            agent.observe(experience)
+            tally.add(agent.update())
+            world.returns += step.reward
+            world.lengths += 1
+            world.steps += len(step.reward)
+            ended = step.terminated | step.truncated
+            if ended.any():
+                tally.episodes(world.returns[ended], world.lengths[ended])
+                world.returns[ended], world.lengths[ended] = 0.0, 0
+                world.carry = _restart(world.carry, ended)
+            obs = step.obs
+            if world.steps % every == 0 or world.steps >= visit.steps:
+                yield Tick(world.steps, tally.numbers())
+                tally = Tally()
+        world.steps = 0
+        if not world.goes_on:
+            engine.close()
+            world.engine = None
+
+    def _engine(self, visit: Visit) -> Sync:
+        world = self.world
+        if world.engine is None:
+            world.seed = visit.seed
+            world.engine = Sync(self.make, self.interface.envs, visit.seed)
+            world.engine.reset()
+            world.returns = np.zeros(self.interface.envs)
+            world.lengths = np.zeros(self.interface.envs, dtype=np.int64)
+            world.carry = None
+        elif world.steps == 0:
+            for name, value in self.setting.items():
+                world.engine.change(name, value)
+        return world.engine
+
+    def evaluate(self, agent: Agent, seed: int, episodes: int, greedy: bool) -> Score:
+        """Mean return over a fixed number of episodes of each copy, so that short episodes are not favoured."""
+        copies = min(episodes, 16)
+        quota = [episodes // copies + (copy < episodes % copies) for copy in range(copies)]
+        returns: list[list[float]] = [[] for _ in range(copies)]
+        lengths: list[list[int]] = [[] for _ in range(copies)]
+        engine = Sync(self.make, copies, seed)
+        try:
+            with aside(derive(seed, copies)), facing(agent, self):
+                obs, carry = engine.reset(), None
+                total, length = np.zeros(copies), np.zeros(copies, dtype=np.int64)
+                while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
+                    action, carry, _ = agent.act(obs, carry, greedy)
+                    step = engine.step(action)
+                    total += step.reward
+                    length += 1
+                    ended = step.terminated | step.truncated
+                    for copy in np.flatnonzero(ended):
+                        if len(returns[copy]) < quota[copy]:
+                            returns[copy].append(float(total[copy]))
+                            lengths[copy].append(int(length[copy]))
+                        total[copy], length[copy] = 0.0, 0
+                    if ended.any():
+                        carry = _restart(carry, ended)
+                    obs = step.obs
+        except NotYet as reason:
+            return Score(reason=str(reason))
+        finally:
+            engine.close()
+        return Score(tuple(sum(returns, [])), tuple(sum(lengths, [])))
+
+    def sample(self, agent: Agent, seed: int, size: int) -> Experience:
+        """At least `size` transitions, of the agent acting as in training, stacked as (time, copies, ...)."""
+        engine = Sync(self.make, self.interface.envs, seed)
+        rows: list[Experience] = []
+        try:
+            with aside(derive(seed, size)), facing(agent, self):
+                obs, carry = engine.reset(), None
+                for _ in range(math.ceil(size / self.interface.envs)):
+                    action, carry, note = agent.act(obs, carry, False)
+                    step = engine.step(action)
+                    ended = (step.terminated, step.truncated)
+                    rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))
+                    carry = _restart(carry, ended[0] | ended[1])
+                    obs = step.obs
+        finally:
+            engine.close()
+        names = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+        stacked = {name: np.stack([getattr(row, name) for row in rows]) for name in names}
+        return Experience(**stacked, note=[row.note for row in rows])
+
+    def film(self, agent: Agent, seed: int, greedy: bool, frames: int = 500) -> list[Array]:
+        """Pictures of one episode."""
+        env = self.make(render=True)
+        pictures: list[Array] = []
+        with aside(derive(seed, 1)), facing(agent, self):
+            obs, _ = env.reset(seed=derive(seed, 0, 0))
+            carry, ended = None, False
+            pictures.append(np.asarray(env.render()))
+            while not ended and len(pictures) < frames:
+                action, carry, _ = agent.act(np.asarray(obs)[None], carry, greedy)
+                obs, _, terminated, truncated, _ = env.step(action[0])
+                pictures.append(np.asarray(env.render()))
+                ended = terminated or truncated
+        env.close()
+        return pictures
+
+    def speed(self, seconds: float = 0.3) -> float:
+        """Environment steps per second with random actions, measured now."""
+        env = self.make()
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        count, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            count += 1
+            if terminated or truncated:
+                env.reset()
+        env.close()
+        return count / (time.perf_counter() - begin)
+
+    # State: nothing between visits, unless the environment goes on; all of the visit in the middle of one.
+
+    def state_dict(self) -> State:
+        """The world that this task's training goes on in."""
+        world = self.world
+        if world.engine is None:
+            return {}
+        return {
+            "engine": world.engine.state_dict(),
+            "seed": world.seed,
+            "returns": torch.from_numpy(world.returns).clone(),
+            "lengths": torch.from_numpy(world.lengths).clone(),
+            "carry": world.carry,
+            "steps": world.steps,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        world = self.world
+        world.engine = None
+        if not state:
+            return
+        world.seed, world.steps, world.carry = state["seed"], state["steps"], state["carry"]
+        world.returns, world.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
+        world.engine = Sync(self.make, self.interface.envs, world.seed)
+        world.engine.load_state_dict(state["engine"])
+
+
+class Tally:
+    """Numbers gathered between two ticks, as means."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, numbers: Any) -> None:
+        """Take in the numbers of an update."""
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def episodes(self, returns: Array, lengths: Array) -> None:
+        """Take in the episodes that ended at a step."""
+        for value, length in zip(returns, lengths, strict=True):
+            self.add({"train/return": value, "train/length": length})
+
+    def numbers(self) -> dict[str, float]:
+        """The means."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def _restart(carry: Any, ended: Array) -> Any:
+    """A recurrent state whose rows are zero where an episode ended."""
+    if carry is None:
+        return None
+    if isinstance(carry, tuple):
+        return tuple(_restart(part, ended) for part in carry)
+    fresh = carry.clone() if isinstance(carry, torch.Tensor) else carry.copy()
+    fresh[ended.nonzero()[0]] = 0
+    return fresh
+
+
+def join(tasks: Sequence[GymTask]) -> Interface:
+    """One interface for all tasks; each is told of it."""
+    observation = shared_observation([task.interface.observation for task in tasks])
+    action = shared_action([task.interface.action for task in tasks], [task.name for task in tasks])
+    shared = Interface(observation, action, tasks[0].interface.envs)
+    for task in tasks:
+        task.shared = shared
+    return shared
+
+
+def find(env: str) -> None:
+    """Import what registers an id, and say in one line why an id is not to be had."""
+    module, _, name = env.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise CrlError(f"cannot import {module!r}: {error}") from None
+    if name.startswith(("MiniGrid-", "BabyAI-")):
+        importlib.import_module("minigrid")
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        near = nearest(name)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `crl list envs` shows the installed ones"
+        reason = "unknown environment" if "doesn't exist" in str(error) else str(error).splitlines()[0]
+        raise CrlError(f"{reason} {name!r}{hint}" if reason == "unknown environment" else f"{reason}{hint}") from None
+
+
+def nearest(name: str) -> list[str]:
+    """Registered ids that look like `name`."""
+    import difflib
+
+    importlib.import_module("minigrid")
+    ids = list(gymnasium.registry)
+    lower = {identifier.lower(): identifier for identifier in ids}
+    return [lower[match] for match in difflib.get_close_matches(name.lower(), list(lower), 3, 0.6)]
+
+
+def build(**options: Any) -> GymTask:
+    """A task, or one line about what is missing: an extra, or a keyword that the environment does not take."""
+    env, kwargs = options["env"], options.get("kwargs") or {}
+    find(env)
+    try:
+        return GymTask(**options)
+    except gymnasium.error.DependencyNotInstalled as error:
+        extra = "mujoco" if "mujoco" in str(error).lower() else "box2d" if "box2d" in str(error).lower() else "all"
+        raise CrlError(f'{env} needs an extra: pip install "gymnasium[{extra}]"') from None
+    except ImportError as error:
+        raise CrlError(f"{env} needs a package that is not installed: {error}") from None
+    except TypeError as error:
+        raise CrlError(f"{env} does not take these kwargs ({', '.join(kwargs) or 'none'}): {error}") from None
+
+
+def check_wrapper(use: Any, options: dict[str, Any]) -> None:
+    """One line if a wrapper does not take these options."""
+    target = BY_NAME.get(use) if isinstance(use, str) else use
+    if target is None:
+        return
+    try:
+        inspect.signature(target).bind(None, **options)
+    except TypeError as error:
+        raise CrlError(f"{use}: {error}") from None

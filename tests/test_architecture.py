@@ -1,0 +1,58 @@
+"""Imports run one way: crl.core at the bottom; envs and agents never see each other; crl reaches them by name."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY = {  # each room, and what of ours it may import
+    "envs": {"envs", "crl.core"},
+    "agents": {"agents", "crl.core"},
+    "crl/core.py": set(),
+    "crl/metrics.py": {"crl.core"},
+    "crl/sinks.py": {"crl.core"},
+    "crl/store.py": {"crl.core"},
+    "crl/config.py": {"crl", "crl.core"},
+    "crl/run.py": {"crl", "crl.config", "crl.core", "crl.metrics", "crl.sinks", "crl.store"},
+    "crl/plan.py": {"crl", "crl.config", "crl.core", "crl.run"},
+    "crl/testing.py": {"crl.core"},
+    "crl/cli.py": {"crl", "crl.core", "crl.plan", "crl.run", "crl.config"},
+}
+
+
+def ours(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] in ("crl", "envs", "agents", "tests")}
+
+
+def allowed(name: str, may: set[str]) -> bool:
+    return name in may or any(name.startswith(f"{room}.") for room in may & {"envs", "agents"})
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_imports_run_one_way(room: str) -> None:
+    path = ROOT / room
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        back = {name for name in ours(file) if not allowed(name, MAY[room])}
+        assert not back, f"{file.relative_to(ROOT)} imports {back}"
+
+
+def test_this_test_can_fail(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text("from envs.gym import GymTask\nimport agents.sb3")
+    assert {name for name in ours(file) if not allowed(name, MAY["agents"])} == {"envs.gym"}
+
+
+def test_importing_crl_stays_light() -> None:
+    heavy = {"stable_baselines3", "matplotlib", "tensorboard", "minigrid", "pygame"}
+    code = f"import crl, crl.cli, sys; print(sorted({heavy!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
