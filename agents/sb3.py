@@ -41,7 +41,14 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 SUPPORTED = ("PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3", "DDPG", "TQC", "CrossQ")
 OURS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self", "use_sde"}
-COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "exploration_rate", "_episode_num", "_current_progress_remaining")
+COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_n_calls",
+    "exploration_rate",
+    "_episode_num",
+    "_current_progress_remaining",
+)
 
 
 class SB3Agent:
@@ -293,7 +300,7 @@ class OnPolicy(SB3Agent):
             with torch.no_grad():
                 value = self.algo.policy.predict_values(last)[0]
             reward = reward.copy() if reward is experience.reward else reward
-            reward[copy_] += self.algo.gamma * value.item()
+            reward[copy_] += (self.algo.gamma * value).item()  # in float32, as SB3 does
         if isinstance(self.algo.action_space, spaces.Discrete):
             raw = raw.reshape(-1, 1)
         buffer.add(obs, raw, reward, self._starts, values, log_probs)
@@ -342,7 +349,9 @@ class OffPolicy(SB3Agent):
         super().__init__(interface, seed, device, **options)
         self.algo._convert_train_freq()
         if self.algo.train_freq.unit is not TrainFrequencyUnit.STEP or self.algo.optimize_memory_usage:
-            raise CrlError("agent: train_freq in episodes and optimize_memory_usage are not supported: use train_freq: N")
+            raise CrlError(
+                "agent: train_freq in episodes and optimize_memory_usage are not supported: use train_freq: N"
+            )
         self.algo._vec_normalize_env = self.normalizer
         self.stride: int = self.algo.train_freq.frequency
         self._since_train = 0

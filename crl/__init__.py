@@ -1,8 +1,8 @@
 """Continual reinforcement learning that looks inside the network while it learns.
 
-    run = crl.train("minigrid_quick", seed=3)
-    run = crl.load("runs/minigrid_quick/ppo/seed-3")
-    run.matrix, run.records, run.agent
+run = crl.train("minigrid_quick", seed=3)
+run = crl.load("runs/minigrid_quick/ppo/seed-3")
+run.matrix, run.records, run.agent
 """
 
 from __future__ import annotations

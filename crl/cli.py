@@ -96,7 +96,7 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="crl", description=__import__("crl").__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="crl", description="Continual reinforcement learning that looks inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="walk an agent through a sequence of environments")
@@ -144,7 +144,9 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--baseline", choices=("none", "fresh"), help="fresh: also a new agent alone on each task")
-    parser.add_argument("--set", action="append", metavar="PLACE=VALUE", help="any key of the YAML: tasks.0.steps=20000")
+    parser.add_argument(
+        "--set", action="append", metavar="PLACE=VALUE", help="any key of the YAML: tasks.0.steps=20000"
+    )
 
 
 def _loudness(parser: argparse.ArgumentParser) -> None:

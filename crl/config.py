@@ -263,7 +263,9 @@ def _put(data: Any, place: str, value: Any) -> None:
         if not isinstance(here, dict):
             raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} is {_kind(here)} and has no {key!r}")
         if depth == 0 and key not in {f.name for f in dataclasses.fields(Experiment)}:
-            raise CrlError(f"--set {place}: unknown key {key!r}{_hint(key, [f.name for f in dataclasses.fields(Experiment)])}")
+            raise CrlError(
+                f"--set {place}: unknown key {key!r}{_hint(key, [f.name for f in dataclasses.fields(Experiment)])}"
+            )
         if last:
             here[key] = value
         elif isinstance(here.get(key), str) and key == "agent":
@@ -363,7 +365,9 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
     full = short.get(path, path)
     module_name, _, name = full.replace(":", ".").rpartition(".")
     if not module_name:
-        raise CrlError(f"{place}: unknown {path!r}{_hint(path, short)}; or give an import path, such as my_agent.MyAgent")
+        raise CrlError(
+            f"{place}: unknown {path!r}{_hint(path, short)}; or give an import path, such as my_agent.MyAgent"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -424,7 +428,9 @@ def _check_rules(experiment: Experiment, agent: Agent) -> None:
     if asked and not rules.announced:
         raise CrlError(f"boundary: announced: false tells the agent nothing, so {', '.join(asked)} cannot happen")
     if asked and not hasattr(agent, "enter"):
-        raise CrlError(f"boundary: {', '.join(asked)} needs an agent with enter(visit), which {type(agent).__name__} lacks")
+        raise CrlError(
+            f"boundary: {', '.join(asked)} needs an agent with enter(visit), which {type(agent).__name__} lacks"
+        )
     for name in ("buffer", "normalizer"):
         part = getattr(agent, name, None) or getattr(getattr(agent, "algo", None), f"replay_{name}", None)
         if getattr(rules, name) == "reset" and part is None and hasattr(agent, "algo"):
@@ -470,7 +476,7 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _wrapper_class(path: str, names: Mapping[str, Any], place: str) -> Any:
-    found = locate(path, dict.fromkeys(()), place) if "." in path or ":" in path else None
+    found = locate(path, {}, place) if "." in path or ":" in path else None
     if found is None:
         raise CrlError(f"{place}: unknown {path!r}{_hint(path, names)}; or give an import path")
     _check_contract(found, ("step", "reset"), place)

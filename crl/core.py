@@ -258,7 +258,7 @@ def random_state() -> State:
         "numpy_cached": float(cached),
         "python": [version, list(internal), gauss],
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -59,7 +59,10 @@ def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, r
 def listing(what: str) -> list[str]:
     """The short names of agents, environments or configs, with a line each."""
     if what == "configs":
-        return [f"{p.relative_to(config.CONFIGS).with_suffix('')!s:<24} {_title(p)}" for p in sorted(config.CONFIGS.rglob("*.yaml"))]
+        return [
+            f"{p.relative_to(config.CONFIGS).with_suffix('')!s:<24} {_title(p)}"
+            for p in sorted(config.CONFIGS.rglob("*.yaml"))
+        ]
     if what == "envs":
         importlib.import_module("minigrid")
         return sorted(importlib.import_module("gymnasium").registry)

@@ -178,7 +178,9 @@ class Walk:
             "agent": self.agent.state_dict(),
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
             "methods": [method.state_dict() for method in self.plan.methods],
-            "monitors": [monitor.state_dict() if hasattr(monitor, "state_dict") else {} for monitor in self.plan.monitors],
+            "monitors": [
+                monitor.state_dict() if hasattr(monitor, "state_dict") else {} for monitor in self.plan.monitors
+            ],
             "random": random_state(),
         }
         self.folder.save(self.folder.stopped if done else self.folder.boundary(visit), state)
@@ -320,7 +322,9 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
         status = "finished" if walk.experiment.baseline == "none" else "walked"
     except Stopped:
         status = "interrupted"
-        raise CrlError(f"stopped by {walk.asked_to_stop} at step {walk.step}; go on with: crl resume {folder.path}") from None
+        raise CrlError(
+            f"stopped by {walk.asked_to_stop} at step {walk.step}; go on with: crl resume {folder.path}"
+        ) from None
     finally:
         walk.close()
         folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
@@ -338,7 +342,9 @@ def _finish(walk: Walk) -> None:
             for ratio in metrics.plasticity_ratio(own):
                 walk._log({f"metrics/plasticity_ratio/{name}": ratio.value}, len(walk.plan.order), name)
     summary = metrics.summary(np.array(walk.rows), walk.plan.order)
-    walk.board.hparams(_flat(walk.experiment.plain()), {f"final/{name}": metric.value for name, metric in summary.items()})
+    walk.board.hparams(
+        _flat(walk.experiment.plain()), {f"final/{name}": metric.value for name, metric in summary.items()}
+    )
     shown = {name: metric.value for name, metric in summary.items()}
     walk.terminal.table(walk.rows, walk.row_names, walk.names, shown)
 

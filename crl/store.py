@@ -1,12 +1,12 @@
 """A run's folder: manifest, records, matrix, checkpoints. Every file is written whole or appended to.
 
-    runs/<experiment>/<agent>[+methods]/seed-<n>/
-        config.yaml     the experiment, every default written out
-        manifest.json   versions, host, rules, status, timing
-        metrics.jsonl   one record a line
-        matrix.csv      R[i, j]: a row before the first visit and one after each, a column a task
-        checkpoints/    boundary-NN.pt at every boundary; stopped.pt where a run was interrupted within a visit
-        tb/             TensorBoard's view of metrics.jsonl
+runs/<experiment>/<agent>[+methods]/seed-<n>/
+    config.yaml     the experiment, every default written out
+    manifest.json   versions, host, rules, status, timing
+    metrics.jsonl   one record a line
+    matrix.csv      R[i, j]: a row before the first visit and one after each, a column a task
+    checkpoints/    boundary-NN.pt at every boundary; stopped.pt where a run was interrupted within a visit
+    tb/             TensorBoard's view of metrics.jsonl
 """
 
 from __future__ import annotations
@@ -178,7 +178,11 @@ def _git() -> str:
     here = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, timeout=5
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -73,9 +73,9 @@ class Sync:
         obs = following
         if ended.any():
             obs = following.copy()
-            for copy in np.flatnonzero(ended):
-                self.episodes[copy].number += 1
-                obs[copy] = self._begin(int(copy))
+            for ending in np.flatnonzero(ended).tolist():
+                self.episodes[ending].number += 1
+                obs[ending] = self._begin(ending)
         self.obs = obs
         return Step(obs, reward, terminated, truncated, following)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ class GymTask:
     # One environment.
 
     def _own(self, render: bool = False) -> gymnasium.Env[Any, Any]:
-        extra = {"render_mode": "rgb_array"} if render else {}
+        extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
         env = gymnasium.make(self.env, **self.kwargs, **extra)
         mission = False
         for use, options in self.wrappers:
@@ -180,7 +181,7 @@ class GymTask:
             return Score(reason=str(reason))
         finally:
             engine.close()
-        return Score(tuple(sum(returns, [])), tuple(sum(lengths, [])))
+        return Score(tuple(itertools.chain(*returns)), tuple(itertools.chain(*lengths)))
 
     def sample(self, agent: Agent, seed: int, size: int) -> Experience:
         """At least `size` transitions, of the agent acting as in training, stacked as (time, copies, ...)."""

@@ -18,10 +18,11 @@ from crl.core import Array
 
 KINDS = (max(OBJECT_TO_IDX.values()) + 1, max(COLOR_TO_IDX.values()) + 1, max(max(STATE_TO_IDX.values()) + 1, 4))
 WORDS = 16  # the longest mission that is kept whole
-VOCABULARY = ("", "other", *sorted({*COLOR_TO_IDX, *OBJECT_TO_IDX} | set(
+PHRASES = (
     "a after and avoid behind closed cross fetch find front get go green in left locked matching must near next of "
     "on open opening or out pick put reach right room the then through to traverse turn two up use using you your"
-    .split())))  # fmt: skip
+)
+VOCABULARY = ("", "other", *sorted({*COLOR_TO_IDX, *OBJECT_TO_IDX, *PHRASES.split()}))
 CODE = {word: code for code, word in enumerate(VOCABULARY)}
 
 
