@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from crl.core import CrlError
 
@@ -24,6 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:  # the disk is full, or a file is where a folder should be
+        print(f"crl: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """A mistake on the command line costs one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -82,7 +92,7 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
     from crl import config
 
     changes: list[tuple[str, Any]] = []
-    if arguments.agent:
+    if arguments.agent is not None:
         changes.append(("agent", {"use": arguments.agent}))
     if arguments.method:
         changes.append(("methods", [{"use": use} for use in arguments.method]))
@@ -96,7 +106,7 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="crl", description="Continual reinforcement learning that looks inside.")
+    parser = _Parser(prog="crl", description="Continual reinforcement learning that looks inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="walk an agent through a sequence of environments")

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 import crl
-from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, derive
+from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, brief, derive
 
 AGENTS = {"ppo": "agents.sb3.PPO", "dqn": "agents.sb3.DQN"}
 MONITORS: dict[str, str] = {}
@@ -36,9 +36,9 @@ CONFIGS = Path(crl.__file__).resolve().parent.parent / "configs"
 # The typed experiment: what a YAML may say, and the defaults of all it does not.
 
 
-def at_least(least: int, default: Any = dataclasses.MISSING) -> Any:
-    """A field whose value has a smallest allowed number."""
-    return field(default=default, metadata={"least": least})
+def at_least(least: int, default: Any = dataclasses.MISSING, most: float = float("inf")) -> Any:
+    """A field whose value has a smallest allowed number, and perhaps a largest."""
+    return field(default=default, metadata={"least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class EngineSpec:
     """How environments are stepped."""
 
     kind: str = field(default="sync", metadata={"choices": ("sync",)})
-    envs: int = at_least(1, 16)
+    envs: int = at_least(1, 16, most=4_096)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Experiment:
 
     tasks: list[TaskSpec]
     name: str = ""
-    repeat: int = at_least(1, 1)
-    seed: int = at_least(0, 0)
-    threads: int = at_least(1, 1)
+    repeat: int = at_least(1, 1, most=10_000)
+    seed: int = at_least(0, 0, most=2**32 - 1)
+    threads: int = at_least(1, 1, most=1_024)
     device: str = "auto"
     engine: EngineSpec = EngineSpec()
     boundary: Rules = Rules()
@@ -109,10 +109,16 @@ class Experiment:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, but `3e-4` and `1e6` are numbers, and a key given twice is a mistake."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except ValueError as error:  # the 99th of May
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key if isinstance(key, str | int) else None)
@@ -129,11 +135,13 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, source: str) -> Any:
     """The plain data of a YAML text."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+        json.dumps(data, default=str, skipkeys=True)  # refuses what contains itself
+        return data
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or brief(error)
         raise CrlError(f"{source}{where}: not valid YAML: {problem}") from None
 
 
@@ -159,7 +167,8 @@ def read(source: str | Path | Mapping[str, Any], changes: Sequence[tuple[str, An
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CrlError(f"{path}: cannot be read: {error}") from None
-        data, default_name = parse_yaml(text, str(path)), path.stem
+        default_name = re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.") or "experiment"
+        data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise CrlError(f"{source}: an experiment is a mapping with at least `tasks:`, not {_kind(data)}")
     for place, value in changes:
@@ -167,8 +176,8 @@ def read(source: str | Path | Mapping[str, Any], changes: Sequence[tuple[str, An
     _shorthands(data)
     data["name"] = data.get("name") or default_name
     experiment: Experiment = parse(Experiment, data)
-    if re.search(r"[^\w.+-]", experiment.name) or experiment.name.startswith("."):
-        raise CrlError(f"name: {experiment.name!r} names a folder: letters, digits, '.', '_', '+' and '-' only")
+    if not re.fullmatch(r"[\w+-][\w.+-]{0,59}", experiment.name):
+        raise CrlError(f"name: {experiment.name!r} names a folder: at most 60 letters, digits, '.', '_', '+' and '-'")
     if not experiment.tasks:
         raise CrlError("tasks: the list is empty; a sequence has at least one task")
     return experiment
@@ -188,6 +197,9 @@ def parse(kind: Any, data: Any, place: str = "") -> Any:
             return {}
         if not isinstance(data, dict):
             raise CrlError(f"{place}: expected a mapping, not {_kind(data)}")
+        for key in data:
+            if not isinstance(key, str):
+                raise CrlError(f"{place}.{key}: a key is a name here, not {_kind(key)}")
         return data
     if kind is Any:
         return data
@@ -209,13 +221,15 @@ def _parse_dataclass(kind: Any, data: Any, place: str) -> Any:
     for key, value in data.items():
         where = f"{place}.{key}".lstrip(".")
         if key not in fields:
-            raise CrlError(f"{where}: unknown key{_hint(str(key), fields)}")
+            raise CrlError(f"{where}: unknown key{_hint(str(key), fields) or f'; known are {", ".join(fields)}'}")
         values[key] = parse(hints[key], value, where)
-        choices, least = fields[key].metadata.get("choices"), fields[key].metadata.get("least")
-        if choices and values[key] not in choices:
-            raise CrlError(f"{where}: {values[key]!r} is not one of {', '.join(choices)}")
-        if least is not None and values[key] < least:
-            raise CrlError(f"{where}: {values[key]} is too small; the least is {least}")
+        limits = fields[key].metadata
+        if "choices" in limits and values[key] not in limits["choices"]:
+            raise CrlError(f"{where}: {values[key]!r} is not one of {', '.join(limits['choices'])}")
+        if "least" in limits and values[key] < limits["least"]:
+            raise CrlError(f"{where}: {values[key]} is too small; the least is {limits['least']}")
+        if "most" in limits and values[key] > limits["most"]:
+            raise CrlError(f"{where}: {values[key]} is too large; the most is {limits['most']}")
     for name, spec in fields.items():
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and name not in values:
@@ -228,9 +242,10 @@ def _shorthands(data: dict[str, Any]) -> None:
 
     def whole(item: Any, place: str) -> Any:
         item = {"use": item} if isinstance(item, str) else item
-        if not isinstance(item, dict) or not isinstance(item.get("use", ""), str):
+        if not isinstance(item, dict):
             raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {_kind(item)}")
-        return item
+        parse(str, item.get("use", ""), f"{place}.use")
+        return parse(dict[str, Any], item, place)
 
     agent = whole(data.get("agent") or {}, "agent")
     data["agent"] = {"use": "ppo", **agent}
@@ -251,8 +266,9 @@ def _put(data: Any, place: str, value: Any) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(here, list):
-            if not key.isdigit() or int(key) >= len(here):
-                raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} has {len(here)} entries, counted from 0")
+            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(here):
+                near = f"they are 0 to {len(here) - 1}" if here else "it is empty"
+                raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} has no entry {key!r}; {near}")
             if last:
                 here[int(key)] = value
                 continue
@@ -262,17 +278,14 @@ def _put(data: Any, place: str, value: Any) -> None:
             continue
         if not isinstance(here, dict):
             raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} is {_kind(here)} and has no {key!r}")
-        if depth == 0 and key not in {f.name for f in dataclasses.fields(Experiment)}:
-            raise CrlError(
-                f"--set {place}: unknown key {key!r}{_hint(key, [f.name for f in dataclasses.fields(Experiment)])}"
-            )
         if last:
             here[key] = value
         elif isinstance(here.get(key), str) and key == "agent":
             here[key] = {"use": here[key]}
             here = here[key]
         else:
-            here = here.setdefault(key, {})
+            here[key] = {} if here.get(key) is None else here[key]
+            here = here[key]
 
 
 # Building.
@@ -316,6 +329,8 @@ def build(experiment: Experiment) -> Plan:
     for method, spec in zip(methods, experiment.methods, strict=True):
         if getattr(method, "needs_boundaries", False) and not experiment.boundary.announced:
             raise CrlError(f"boundary.announced: false hides boundaries, which method {spec['use']!r} needs")
+    if getattr(agent, "stride", 1) < 1:
+        raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
     stride = getattr(agent, "stride", 1) * interface.envs
     rounded = [-(-budget // stride) * stride for budget in steps]
     return Plan(experiment, tasks, order, rounded, interface, agent, methods, monitors, device)
@@ -332,6 +347,8 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
         world = gym.World(goes_on=True) if spec.change else None
         for name, setting in spread(spec, place):
             meaning = (spec.env, spec.kwargs, spec.wrappers, setting)
+            if not name.isprintable():
+                raise CrlError(f"{place}.name: {name!r} must be one line of printable text")
             if name in tasks and known[name] != meaning:
                 raise CrlError(f"{place}: another task is called {name!r} already; give this one a `name:` of its own")
             if name not in tasks:
@@ -355,8 +372,8 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     _check_signature(cls, (interface, 0, device), options, "agent")
     try:
         agent: Agent = cls(interface, experiment.seed, device, **options)
-    except (AssertionError, ValueError, TypeError) as error:
-        raise CrlError(f"agent: {cls.__name__} refuses these settings: {str(error).strip().splitlines()[0]}") from error
+    except (AssertionError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise CrlError(f"agent: {cls.__name__} refuses these settings: {brief(error)}") from error
     return agent
 
 
@@ -366,14 +383,14 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
     module_name, _, name = full.replace(":", ".").rpartition(".")
     if not module_name:
         raise CrlError(
-            f"{place}: unknown {path!r}{_hint(path, short)}; or give an import path, such as my_agent.MyAgent"
+            f"{place}: unknown {path!r}{_hint(path, short)} (an import path, such as my_agent.MyAgent, works too)"
         )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise CrlError(f"{place}: cannot import {module_name!r}: {error}") from None
+    except Exception as error:  # a module may fail in any way
+        raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}") from error
     found = getattr(module, name, None)
     if found is None:
         raise CrlError(f"{place}: module {module_name!r} has no {name!r}{_hint(name, vars(module))}")
@@ -422,7 +439,7 @@ def _check_signature(cls: Any, args: tuple[Any, ...], options: dict[str, Any], p
         raise CrlError(f"{place}: {cls.__name__} {error}") from None
 
 
-def _check_rules(experiment: Experiment, agent: Agent) -> None:
+def _check_rules(experiment: Experiment, agent: Any) -> None:
     rules = experiment.boundary
     asked = [f"{name}: {value}" for name, value in dataclasses.asdict(rules).items() if value in ("reset", "per_task")]
     if asked and not rules.announced:
@@ -431,6 +448,8 @@ def _check_rules(experiment: Experiment, agent: Agent) -> None:
         raise CrlError(
             f"boundary: {', '.join(asked)} needs an agent with enter(visit), which {type(agent).__name__} lacks"
         )
+    if rules.head == "per_task" and hasattr(agent, "_head_slots"):
+        agent._head_slots()  # says so if the algorithm cannot have them
     for name in ("buffer", "normalizer"):
         part = getattr(agent, name, None) or getattr(getattr(agent, "algo", None), f"replay_{name}", None)
         if getattr(rules, name) == "reset" and part is None and hasattr(agent, "algo"):
@@ -439,14 +458,13 @@ def _check_rules(experiment: Experiment, agent: Agent) -> None:
 
 def _device(name: str) -> str:
     """`auto` is the CPU: small networks beside Python environments are faster there."""
-    if name == "auto":
+    if name in ("auto", "cpu"):
         return "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CrlError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CrlError("device: cuda was asked for, but torch sees no CUDA device here; use cpu")
+    if not re.fullmatch(r"cuda(:[0-9]{1,3})?", name):
+        raise CrlError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (torch.device(name).index or 0) >= count:
+        raise CrlError(f"device: {name} was asked for, but torch sees {count or 'no'} CUDA devices here; use cpu")
     return name
 
 
@@ -469,16 +487,16 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
     use = options.pop("use", None)
     if not isinstance(use, str):
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {_kind(item)}")
-    names = {**_room("envs.wrappers").BY_NAME, "mission": None}
-    found = use if use in names else _wrapper_class(use, names, place)
-    _at(place, _room("envs.gym").check_wrapper, found, options)
-    return found, options
+    names = {**_room("envs.wrappers").BY_NAME, "mission": _room("envs.gym").mission}
+    found = names[use] if use in names else _wrapper_class(use, names, place)
+    _check_signature(found, (None,), options, place)
+    return use if use in names else found, options
 
 
 def _wrapper_class(path: str, names: Mapping[str, Any], place: str) -> Any:
     found = locate(path, {}, place) if "." in path or ":" in path else None
     if found is None:
-        raise CrlError(f"{place}: unknown {path!r}{_hint(path, names)}; or give an import path")
+        raise CrlError(f"{place}: unknown {path!r}{_hint(path, names)} (an import path works too)")
     _check_contract(found, ("step", "reset"), place)
     return found
 

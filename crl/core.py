@@ -24,6 +24,16 @@ class CrlError(Exception):
     """A mistake that the user can mend: shown as one line, without a traceback."""
 
 
+def brief(error: BaseException) -> str:
+    """An error of someone else's code in one line.
+
+    >>> brief(AssertionError()), brief(KeyError("size")), brief(ValueError("too long\\nby far"))
+    ('AssertionError', "KeyError: 'size'", 'ValueError: too long')
+    """
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 class NotYet(Exception):
     """The agent cannot answer for a task yet (it has no head for it, say): evaluated as NaN, with this reason."""
 

@@ -37,6 +37,10 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
 
 def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, render: str | None) -> str:
     """A checkpoint's mean return on every task, and a film of one episode of each."""
+    if episodes is not None and episodes < 1:
+        raise CrlError(f"--episodes: {episodes} is too small; the least is 1")
+    if render and not Path(render).parent.is_dir():
+        raise CrlError(f"--render: there is no folder {str(Path(render).parent)!r}")
     run = Run(Path(path))
     plan, state = run.at(visit)
     evaluation = run.experiment.evaluation
@@ -122,4 +126,4 @@ def _gif(pictures: list[Any], path: Path) -> None:
         raise CrlError("nothing to show: no task could be evaluated")
     size = (min(p.shape[1] for p in pictures), min(p.shape[0] for p in pictures))
     frames = [Image.fromarray(p).resize(size) for p in pictures]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)

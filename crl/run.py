@@ -61,8 +61,8 @@ class Walk:
         if visit_index == 0 and done == 0:
             self._boundary_row(0, None)
             self._checkpoint(0)
-        for visit in self.plan.visits[visit_index:]:
-            visit, done = replace(visit, done=done), 0
+        for planned in self.plan.visits[visit_index:]:
+            visit, done = replace(planned, done=done), 0
             if visit.done == 0:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
@@ -295,7 +295,8 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     if folder.manifest()["status"] == "finished":
         raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
     run = Run(folder.path)
-    plan, state = run.at()
+    state = folder.load(folder.latest(), run.experiment.digest)
+    plan = config.build(run.experiment)
     if folder.manifest()["status"] == "walked":
         _baseline(run.experiment, folder, plan, verbosity)
         return run

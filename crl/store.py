@@ -16,7 +16,6 @@ import importlib.metadata
 import io
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -82,6 +81,8 @@ class RunFolder:
             raise CrlError(f"{self.path}: no run is here (there is no manifest.json)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise CrlError(f"{self.path / 'manifest.json'}: cannot be read: {error}") from None
+        if not isinstance(data, dict) or "status" not in data:
+            raise CrlError(f"{self.path / 'manifest.json'}: not the manifest of a run")
         return data
 
     def write_manifest(self, data: dict[str, Any]) -> None:
@@ -124,7 +125,7 @@ class RunFolder:
         """The checkpoint to go on from."""
         if self.stopped.is_file():
             return self.stopped
-        found = sorted(self.checkpoints.glob("boundary-*.pt"))
+        found = sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
         if not found:
             raise CrlError(f"{self.path}: there is no checkpoint here to go on from")
         return found[-1]
@@ -144,13 +145,14 @@ class RunFolder:
             raise CrlError(f"{path}: no such checkpoint (here are: {have})")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            first = str(error).strip().splitlines()[0][:120]
-            raise CrlError(f"{path}: truncated, or not a checkpoint of crl ({first})") from None
+        except Exception as error:  # what any bytes may lead to
+            raise CrlError(f"{path}: truncated, or not a checkpoint of crl") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CrlError(f"{path}: not a checkpoint of crl, or of another version of it")
-        if state["digest"] != digest:
-            raise CrlError(f"{path}: belongs to another config ({state['digest']}) than config.yaml here ({digest})")
+        if state.get("digest") != digest:
+            raise CrlError(
+                f"{path}: belongs to another config ({state.get('digest')}) than config.yaml here ({digest})"
+            )
         return state
 
 
@@ -183,6 +185,7 @@ def _git() -> str:
             capture_output=True,
             text=True,
             timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import itertools
 import math
+import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from crl.core import (
     Tick,
     Visit,
     aside,
+    brief,
     derive,
     facing,
 )
@@ -35,6 +37,11 @@ from envs.minigrid import Symbols, is_symbolic
 from envs.spaces import Flat, Joined, shared_action, shared_observation
 from envs.wrappers import BY_NAME
 
+REGISTERED_BY = {  # the start of an id: the package that registers it, and how to get that
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "ALE/": ("ale_py", "gymnasium[atari]"),
+}
 TICK = 2_048  # steps between two ticks, rounded up to the agent's stride
 
 
@@ -69,9 +76,11 @@ class GymTask:
         self.world = world or World()
         self.shared: Interface | None = None
         probe = self._own()
-        for attribute in self.setting:
-            if not hasattr(probe.unwrapped, attribute):
-                raise CrlError(f"change: {env} has no attribute {attribute!r}")
+        self._set(probe)
+        with aside(0):  # what an environment cannot do, it should not do now
+            probe.reset(seed=0)
+            probe.action_space.seed(0)
+            probe.step(probe.action_space.sample())
         self.interface = Interface(probe.observation_space, probe.action_space, envs)
         self.best = 1.0 if is_symbolic(probe) else None  # the largest possible return, where it is known
         probe.close()
@@ -80,13 +89,15 @@ class GymTask:
 
     def _own(self, render: bool = False) -> gymnasium.Env[Any, Any]:
         extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
-        env = gymnasium.make(self.env, **self.kwargs, **extra)
+        env = gymnasium.make(self.env, **{**self.kwargs, **extra})
         mission = False
         for use, options in self.wrappers:
             if use == "mission":
                 mission = True
             elif not isinstance(use, str):
                 env = use(env, **options)
+        if mission and not is_symbolic(env):
+            raise CrlError(f"wrappers: mission is a part of MiniGrid's observations, which {self.env} has not")
         env = Symbols(env, mission=mission) if is_symbolic(env) else Flat(env)
         for use, options in self.wrappers:
             if isinstance(use, str) and use != "mission":
@@ -98,9 +109,14 @@ class GymTask:
         env: gymnasium.Env[Any, Any] = self._own(render)
         if self.shared is not None and not self._agrees(self.shared):
             env = Joined(env, self.shared.observation, self.shared.action)
-        for name, value in self.setting.items():
-            setattr(env.unwrapped, name, value)
+        self._set(env)
         return env
+
+    def _set(self, env: gymnasium.Env[Any, Any]) -> None:
+        for name, value in self.setting.items():
+            if not hasattr(env.unwrapped, name):
+                raise CrlError(f"change: {self.env} has no attribute {name!r}")
+            setattr(env.unwrapped, name, value)
 
     def _agrees(self, shared: Interface) -> bool:
         return self.interface.observation == shared.observation and self.interface.action == shared.action
@@ -308,19 +324,20 @@ def join(tasks: Sequence[GymTask]) -> Interface:
 def find(env: str) -> None:
     """Import what registers an id, and say in one line why an id is not to be had."""
     module, _, name = env.rpartition(":")
-    if module:
+    package, extra = next((found for start, found in REGISTERED_BY.items() if name.startswith(start)), ("", ""))
+    for needed in filter(None, (module, package)):
         try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise CrlError(f"cannot import {module!r}: {error}") from None
-    if name.startswith(("MiniGrid-", "BabyAI-")):
-        importlib.import_module("minigrid")
+            importlib.import_module(needed)
+        except Exception as error:
+            if needed == package and isinstance(error, ImportError):
+                raise CrlError(f'{name} needs an extra: pip install "{extra}"') from None
+            raise CrlError(f"cannot import {needed!r}: {brief(error)}") from error
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
         near = nearest(name)
         hint = f"; did you mean {', '.join(near)}?" if near else "; `crl list envs` shows the installed ones"
-        reason = "unknown environment" if "doesn't exist" in str(error) else str(error).splitlines()[0]
+        reason = "unknown environment" if "doesn't exist" in str(error) else brief(error).partition(": ")[2]
         raise CrlError(f"{reason} {name!r}{hint}" if reason == "unknown environment" else f"{reason}{hint}") from None
 
 
@@ -335,26 +352,26 @@ def nearest(name: str) -> list[str]:
 
 
 def build(**options: Any) -> GymTask:
-    """A task, or one line about what is missing: an extra, or a keyword that the environment does not take."""
-    env, kwargs = options["env"], options.get("kwargs") or {}
-    find(env)
+    """A task, or one line about what is missing or refused; it has been reset and stepped once."""
+    env = options["env"]
     try:
-        return GymTask(**options)
-    except gymnasium.error.DependencyNotInstalled as error:
-        extra = "mujoco" if "mujoco" in str(error).lower() else "box2d" if "box2d" in str(error).lower() else "all"
-        raise CrlError(f'{env} needs an extra: pip install "gymnasium[{extra}]"') from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are shown when it is made to be trained on
+            find(env)
+            return GymTask(**options)
+    except CrlError:
+        raise
     except ImportError as error:
-        raise CrlError(f"{env} needs a package that is not installed: {error}") from None
-    except TypeError as error:
-        raise CrlError(f"{env} does not take these kwargs ({', '.join(kwargs) or 'none'}): {error}") from None
+        raise CrlError(f"{env} needs a package that is not installed: {brief(error)}") from None
+    except gymnasium.error.DependencyNotInstalled as error:
+        lines = re.findall(r"pip install [^`]+", str(error))
+        raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
+    except Exception as error:  # an environment may fail in any way
+        asked = ", ".join(f"{key} {options[key]}" for key in ("kwargs", "wrappers", "setting") if options.get(key))
+        said = brief(error).partition(" was raised from the environment creator")[0]
+        raise CrlError(f"{env} cannot be made or stepped with {asked or 'its defaults'}: {said}") from error
 
 
-def check_wrapper(use: Any, options: dict[str, Any]) -> None:
-    """One line if a wrapper does not take these options."""
-    target = BY_NAME.get(use) if isinstance(use, str) else use
-    if target is None:
-        return
-    try:
-        inspect.signature(target).bind(None, **options)
-    except TypeError as error:
-        raise CrlError(f"{use}: {error}") from None
+def mission(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """The wrapper of that name takes no options: it only lets MiniGrid's words be seen."""
+    return env

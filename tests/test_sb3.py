@@ -142,7 +142,7 @@ def test_every_supported_algorithm_walks(path: str, env: str) -> None:
     module, _, name = path.rpartition(".")
     algorithm = getattr(__import__(module), name)
     options: dict[str, Any] = {} if name in ("A2C", "TRPO") else {"learning_starts": 20, "buffer_size": 300}
-    options |= {"n_steps": 32} if name == "TRPO" else {}
+    options |= {"n_steps": 32, "batch_size": 32} if name == "TRPO" else {}
     agent_class = adapt(algorithm)
     assert issubclass(agent_class, OnPolicy if name in ("A2C", "TRPO") else OffPolicy)
     algo = walked(agent_class, env, 2, 128, options)
@@ -195,7 +195,7 @@ def test_heads_per_task(agent_class: Any, options: dict[str, Any]) -> None:
     agent, a, _ = next(walk)
     heads = agent._head_modules()[0]
     before = heads.heads[0].weight.clone()
-    agent, b, _ = next(walk)
+    agent, _, _ = next(walk)
     after_a = heads.heads[0].weight.clone()
     assert not torch.equal(before, after_a), "the first head learned on the first task"
     fresh = heads.heads[1].weight.clone()

@@ -1,0 +1,152 @@
+"""Stopped or killed, then resumed: the same records, matrix and weights as a run that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import crl
+from agents.sb3 import SB3Agent
+from crl.core import CrlError
+from crl.run import Run
+from crl.store import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+# Budgets and intervals that do not divide each other, so that a counter left out of a checkpoint shows.
+TASKS = [
+    {"env": "CartPole-v1", "steps": 2100},
+    {"env": "CartPole-v1", "steps": 4100, "name": "pole", "change": {"gravity": [20.0, 5.0]}},
+    {"env": "Acrobot-v1", "steps": 2100, "kwargs": {"max_episode_steps": 90}},
+]
+AGENTS: dict[str, dict[str, Any]] = {
+    "ppo": {"use": "ppo", "n_steps": 70, "batch_size": 70, "n_epochs": 2, "normalize": {"observation": True, "reward": True}},
+    "dqn": {"use": "dqn", "learning_starts": 150, "target_update_interval": 1100, "train_freq": 7, "buffer_size": 1500},
+}
+PAUSE = (
+    "import sys, time, envs.gym as g; old = g.GymTask.train\n"
+    "def slow(self, agent, visit):\n"
+    "    for tick in old(self, agent, visit):\n"
+    "        yield tick\n"
+    "        if visit.index == 2 and tick.steps < visit.steps:\n"
+    "            print('middle', flush=True); time.sleep({seconds})\n"
+    "g.GymTask.train = slow\n"
+    "from crl.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def config(agent: str, folder: Path) -> Path:
+    data = {
+        "name": "walk",
+        "tasks": TASKS,
+        "agent": AGENTS[agent],
+        "engine": {"envs": 3},
+        "evaluation": {"episodes": 3, "every": 3000},
+        "boundary": {"head": "per_task"},
+    }
+    path = folder / "walk.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def remembered(run: Run) -> tuple[Any, ...]:
+    """All that must be equal: records but for times, matrix, and every tensor of the last checkpoint."""
+    records = [repr(record) for record in run.records if not record.name.startswith("time/")]
+    folder = RunFolder(run.path)
+    state = folder.load(folder.latest(), run.experiment.digest)
+    return records, (run.path / "matrix.csv").read_bytes(), repr(fingerprint({**state, "offset": 0}))  # repr: NaN is NaN
+
+
+def fingerprint(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.tolist() if value.isfinite().all() else repr(value)
+    if isinstance(value, dict):
+        return {key: fingerprint(item) for key, item in value.items()}
+    return [fingerprint(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def interrupted(path: Path, out: Path, number: int) -> str:
+    """Start the walk in a process of its own, and signal it in the middle of its second visit."""
+    code = PAUSE.format(seconds=30 if number == signal.SIGKILL else 0.5)
+    command = [sys.executable, "-c", code, "train", "--env-seq", str(path), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "middle\n", process.stderr.read()
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 2), said
+    return said
+
+
+@pytest.fixture(scope="module", params=list(AGENTS))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    folder = tmp_path_factory.mktemp(request.param)
+    path = config(request.param, folder)
+    return path, crl.train(path, out=folder / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, number: int) -> None:
+    path, expected = whole
+    said = interrupted(path, tmp_path, number)
+    folder = tmp_path / expected.path.relative_to(expected.path.parents[2])
+    stopped = RunFolder(folder).stopped
+    if number == signal.SIGKILL:
+        assert not stopped.exists() and RunFolder(folder).manifest()["status"] == "running"
+    else:
+        assert stopped.exists() and f"crl resume {folder}" in said and signal.Signals(number).name in said
+    resumed = crl.resume(folder)
+    assert remembered(resumed) == remembered(expected)
+    assert not stopped.exists() and resumed.manifest["status"] == "finished"
+    with pytest.raises(CrlError, match="finished"):
+        crl.resume(folder)
+
+
+def test_killed_says_what_it_costs(whole: tuple[Path, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, expected = whole
+    interrupted(path, tmp_path, signal.SIGKILL)
+    crl.resume(tmp_path / expected.path.relative_to(expected.path.parents[2]), verbosity=0)
+    assert "visit 2 starts again from its boundary: " in capsys.readouterr().err
+
+
+def test_same_seed_same_run_and_other_seed_other_run(whole: tuple[Path, Run], tmp_path: Path) -> None:
+    path, expected = whole
+    assert remembered(crl.train(path, out=tmp_path)) == remembered(expected)
+    assert remembered(crl.train(path, out=tmp_path, seed=1))[1] != remembered(expected)[1]
+
+
+@pytest.mark.parametrize("left_out", ["optimizer", "random"])
+def test_a_checkpoint_that_lacks_something_is_caught(
+    whole: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """Two mutants: the optimizer's state, and the random streams, are not restored."""
+    path, expected = whole
+    interrupted(path, tmp_path, signal.SIGINT)
+    if left_out == "optimizer":
+        load = SB3Agent.load_state_dict
+
+        def forgetful(self: SB3Agent, state: dict[str, Any]) -> None:
+            modules = {k: v for k, v in state["modules"].items() if "optimizer" not in k}
+            load(self, {**state, "modules": modules})
+
+        monkeypatch.setattr(SB3Agent, "load_state_dict", forgetful)
+    else:
+        monkeypatch.setattr("crl.run.set_random_state", lambda state: None)
+    resumed = crl.resume(tmp_path / expected.path.relative_to(expected.path.parents[2]))
+    assert remembered(resumed) != remembered(expected)
+
+
+def test_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from crl import store
+
+    path = tmp_path / "file"
+    store.write_whole(path, b"old")
+    monkeypatch.setattr(store.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+    with pytest.raises(OSError, match="power cut"):
+        store.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
