@@ -81,7 +81,7 @@ class Experiment:
     threads: int = at_least(1, 1, most=1_024)
     device: str = "auto"
     engine: EngineSpec = EngineSpec()
-    boundary: Rules = Rules()
+    boundary: Rules = field(default_factory=Rules)
     agent: dict[str, Any] = field(default_factory=lambda: {"use": "ppo"})
     methods: list[Any] = field(default_factory=list)
     monitors: list[Any] = field(default_factory=list)
@@ -221,7 +221,7 @@ def _parse_dataclass(kind: Any, data: Any, place: str) -> Any:
     for key, value in data.items():
         where = f"{place}.{key}".lstrip(".")
         if key not in fields:
-            raise CrlError(f"{where}: unknown key{_hint(str(key), fields) or f'; known are {", ".join(fields)}'}")
+            raise CrlError(f"{where}: unknown key{_hint(str(key), fields) or _known(fields)}")
         values[key] = parse(hints[key], value, where)
         limits = fields[key].metadata
         if "choices" in limits and values[key] not in limits["choices"]:
@@ -262,12 +262,14 @@ def _shorthands(data: dict[str, Any]) -> None:
 def _put(data: Any, place: str, value: Any) -> None:
     """Set `tasks.0.steps` to a value, wherever that is allowed to be."""
     keys = place.split(".")
+    if "" in keys:
+        raise CrlError(f"--set {place}: expected a place such as tasks.0.steps")
     here = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(here, list):
             if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(here):
-                near = f"they are 0 to {len(here) - 1}" if here else "it is empty"
+                near = f"they are counted from 0 to {len(here) - 1}" if here else "it is empty"
                 raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} has no entry {key!r}; {near}")
             if last:
                 here[int(key)] = value
@@ -354,8 +356,8 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
             if name not in tasks:
                 known[name] = meaning
                 wrappers = [_wrapper(item, f"{place}.wrappers.{j}") for j, item in enumerate(spec.wrappers)]
-                options = dict(env=spec.env, name=name, kwargs=spec.kwargs, wrappers=wrappers, setting=setting)
-                tasks[name] = _at(place, gym.build, **options, envs=experiment.engine.envs, world=world)
+                own = {"env": spec.env, "kwargs": spec.kwargs, "wrappers": wrappers, "setting": setting}
+                tasks[name] = _at(place, gym.build, name=name, **own, envs=experiment.engine.envs, world=world)
             once.append((name, spec.steps))
     names = list(tasks)
     walk = once * experiment.repeat
@@ -429,10 +431,11 @@ def _check_contract(cls: Any, methods: tuple[str, ...], place: str) -> None:
 
 def _check_signature(cls: Any, args: tuple[Any, ...], options: dict[str, Any], place: str) -> None:
     signature = inspect.signature(cls)
+    ours, free = list(signature.parameters)[: len(args)], list(signature.parameters)[len(args) :]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in options:
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        if name not in signature.parameters and not open_ended:
-            raise CrlError(f"{place}.{name}: {cls.__name__} takes no such option{_hint(name, signature.parameters)}")
+        if name in ours or (name not in free and not open_ended):
+            raise CrlError(f"{place}.{name}: {cls.__name__} takes no such option{_hint(name, free) or _known(free)}")
     try:
         signature.bind(*args, **options)
     except TypeError as error:
@@ -483,7 +486,7 @@ def spread(spec: TaskSpec, place: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
     """(name or class, options) of one wrapper."""
-    options = {"use": item} if isinstance(item, str) else dict(item) if isinstance(item, dict) else {}
+    options = {"use": item} if isinstance(item, str) else dict(parse(dict[str, Any], item, place))
     use = options.pop("use", None)
     if not isinstance(use, str):
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {_kind(item)}")
@@ -508,6 +511,10 @@ def _at(place: str, call: Any, *args: Any, **options: Any) -> Any:
     except CrlError as error:
         text = str(error)
         raise CrlError(text if text.startswith(place) else f"{place}: {text}") from None
+
+
+def _known(names: Any) -> str:
+    return f"; known are {', '.join(names)}" if names else ""
 
 
 def _hint(name: str, known: Any, lead: str = "did you mean") -> str:

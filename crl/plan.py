@@ -17,7 +17,7 @@ TRIAL = 1.5  # seconds that an estimate may take
 def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
     """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
     plan = config.build(config.read(source, changes))
-    experiment = plan.experiment
+    experiment, evaluation = plan.experiment, plan.experiment.evaluation
     lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} steps"]
     for visit in plan.visits:
         again = plan.order[: visit.index - 1].count(plan.order[visit.index - 1])
@@ -29,7 +29,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"answered  {plan.interface.action}",
         f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
         f"boundary  {rules}",
-        f"evaluated {experiment.evaluation.episodes} episodes a task, {'greedy' if experiment.evaluation.greedy else 'sampled'}",
+        f"evaluated {evaluation.episodes} episodes a task, {'greedy' if evaluation.greedy else 'sampled'}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent",
     ]
     return "\n".join(lines)
@@ -92,13 +92,14 @@ def _estimate(plan: config.Plan) -> float:
             plan.agent.enter(trial)
         began = time.perf_counter()
         for tick in first.task.train(plan.agent, trial):
+            steps = tick.steps
             if time.perf_counter() - began > TRIAL:
                 break
-    learning = (time.perf_counter() - began) / tick.steps - 1 / speeds[plan.order[0]]  # beside the environment's steps
-    steps = sum(n * (learning + 1 / speeds[j]) for n, j in zip(plan.steps, plan.order, strict=True))
+    learning = (time.perf_counter() - began) / steps - 1 / speeds[plan.order[0]]  # beside the environment's steps
+    training = sum(n * (learning + 1 / speeds[j]) for n, j in zip(plan.steps, plan.order, strict=True))
     episodes = plan.experiment.evaluation.episodes * (len(plan.order) + 1)
     looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
-    return float(steps + looking)
+    return float(training + looking)
 
 
 def _parameters(agent: Any) -> str:

@@ -73,6 +73,8 @@ class Walk:
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
             self._checkpoint(visit.index)
+            if self.asked_to_stop and visit.index < len(self.plan.order):
+                raise Stopped
 
     def _enter(self, visit: Visit) -> None:
         if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it

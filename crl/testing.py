@@ -61,12 +61,12 @@ def check_agent(cls: Any, interface: Interface | None = None, **options: Any) ->
     middle, end = _straight(trial)
     with aside(2):  # other global streams than before: an agent seeds itself
         again = trial().go().state()
-    _same(again, end, "two agents of one seed differ in", "draw from torch's and numpy's streams, and seed those")
+    _same(again["agent"], end["agent"], "two agents of one seed differ in", "take all chance from the seed")
     with aside(3):
         resumed = trial().load(middle).go().state()
     _same(resumed, end, "a resumed agent differs from one that never stopped in", "state_dict() must hold whatever "
           "the next update depends on, the optimizer and counters too")  # fmt: skip
-    with aside(4):
+    with aside(1):
         looked_at = _evaluated(trial().go(1)).go().state()
     _same(looked_at, end, "an agent that was evaluated goes on differently in", "act() must leave no trace of itself")
 

@@ -7,8 +7,8 @@ end is the first of a new episode, and the true successor is returned beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -35,13 +35,17 @@ class Episode:
     """The unfinished episode of one copy: its number and what was done to it since it began."""
 
     number: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)  # attributes that had been set when it began
     log: list[Any] | None = None  # actions, and {"set": [name, value]} where the environment was changed
 
 
 class Sync:
     """`copies` environments stepped in turn."""
 
-    def __init__(self, make: Callable[[], Env], copies: int, seed: int) -> None:
+    def __init__(
+        self, make: Callable[[], Env], copies: int, seed: int, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self.settings = dict(settings or {})  # attributes that `make` has set, and that `change` goes on to set
         self.envs = [make() for _ in range(copies)]
         self.seed = seed
         self.episodes = [Episode() for _ in range(copies)]
@@ -49,7 +53,7 @@ class Sync:
 
     def _begin(self, copy: int) -> Array:
         episode = self.episodes[copy]
-        episode.log = []
+        episode.log, episode.settings = [], dict(self.settings)
         obs, _ = self.envs[copy].reset(seed=derive(self.seed, copy, episode.number))
         return np.asarray(obs)
 
@@ -81,16 +85,18 @@ class Sync:
 
     def change(self, name: str, value: Any) -> None:
         """Set an attribute of every copy; the episodes go on."""
+        self.settings[name] = value
         for env, episode in zip(self.envs, self.episodes, strict=True):
-            env.get_wrapper_attr(name)  # an unknown name is the caller's mistake, found before anything changes
-            env.set_wrapper_attr(name, value)
+            setattr(env.unwrapped, name, value)
             if episode.log is not None:
                 episode.log.append({"set": [name, value]})
 
     def state_dict(self) -> State:
         """Where each copy is: its episode's number and actions."""
         return {
+            "settings": self.settings,
             "episodes": [episode.number for episode in self.episodes],
+            "began_with": [episode.settings for episode in self.episodes],
             "logs": [[_plain(entry) for entry in episode.log or []] for episode in self.episodes],
         }
 
@@ -99,17 +105,20 @@ class Sync:
         rows = []
         for copy, (number, log) in enumerate(zip(state["episodes"], state["logs"], strict=True)):
             self.episodes[copy].number = number
+            self.settings = dict(state["began_with"][copy])
+            for name, value in self.settings.items():
+                setattr(self.envs[copy].unwrapped, name, value)
             obs = self._begin(copy)
             for entry in log:
                 if isinstance(entry, dict):
-                    self.envs[copy].set_wrapper_attr(*entry["set"])
+                    setattr(self.envs[copy].unwrapped, *entry["set"])
                     action = entry
                 else:
                     action = entry.numpy() if entry.ndim else entry.numpy()[()]
                     obs = np.asarray(self.envs[copy].step(action)[0])
                 self.episodes[copy].log.append(action)  # type: ignore[union-attr]
             rows.append(obs)
-        self.obs = np.stack(rows)
+        self.obs, self.settings = np.stack(rows), dict(state["settings"])
 
     def close(self) -> None:
         """Close every copy."""

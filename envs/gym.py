@@ -34,7 +34,7 @@ from crl.core import (
 )
 from envs.engines import Sync
 from envs.minigrid import Symbols, is_symbolic
-from envs.spaces import Flat, Joined, shared_action, shared_observation
+from envs.spaces import Flat, Joined, is_flat, shared_action, shared_observation
 from envs.wrappers import BY_NAME
 
 REGISTERED_BY = {  # the start of an id: the package that registers it, and how to get that
@@ -89,7 +89,7 @@ class GymTask:
 
     def _own(self, render: bool = False) -> gymnasium.Env[Any, Any]:
         extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
-        env = gymnasium.make(self.env, **{**self.kwargs, **extra})
+        env = gymnasium.make(self.env, disable_env_checker=True, **{**self.kwargs, **extra})
         mission = False
         for use, options in self.wrappers:
             if use == "mission":
@@ -98,7 +98,10 @@ class GymTask:
                 env = use(env, **options)
         if mission and not is_symbolic(env):
             raise CrlError(f"wrappers: mission is a part of MiniGrid's observations, which {self.env} has not")
-        env = Symbols(env, mission=mission) if is_symbolic(env) else Flat(env)
+        if is_symbolic(env):
+            env = Symbols(env, mission=mission)
+        elif not is_flat(env.observation_space):
+            env = Flat(env)
         for use, options in self.wrappers:
             if isinstance(use, str) and use != "mission":
                 env = BY_NAME[use](env, **options)  # type: ignore[assignment]
@@ -136,7 +139,8 @@ class GymTask:
             step = engine.step(action)
             experience = Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note)
             agent.observe(experience)
-            tally.add(agent.update())
+            learned = agent.update()
+            tally.add(learned)
             world.returns += step.reward
             world.lengths += 1
             world.steps += len(step.reward)
@@ -146,7 +150,8 @@ class GymTask:
                 world.returns[ended], world.lengths[ended] = 0.0, 0
                 world.carry = _restart(world.carry, ended)
             obs = step.obs
-            if world.steps % every == 0 or world.steps >= visit.steps:
+            broken = not all(map(math.isfinite, learned.values()))  # told at once, before anything trips over it
+            if broken or world.steps % every == 0 or world.steps >= visit.steps:
                 yield Tick(world.steps, tally.numbers())
                 tally = Tally()
         world.steps = 0
@@ -158,7 +163,7 @@ class GymTask:
         world = self.world
         if world.engine is None:
             world.seed = visit.seed
-            world.engine = Sync(self.make, self.interface.envs, visit.seed)
+            world.engine = Sync(self.make, self.interface.envs, visit.seed, self.setting)
             world.engine.reset()
             world.returns = np.zeros(self.interface.envs)
             world.lengths = np.zeros(self.interface.envs, dtype=np.int64)
@@ -367,7 +372,9 @@ def build(**options: Any) -> GymTask:
         lines = re.findall(r"pip install [^`]+", str(error))
         raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
     except Exception as error:  # an environment may fail in any way
-        asked = ", ".join(f"{key} {options[key]}" for key in ("kwargs", "wrappers", "setting") if options.get(key))
+        wrappers = [use if isinstance(use, str) else use.__name__ for use, _ in options.get("wrappers", ())]
+        parts = {"kwargs": options.get("kwargs"), "wrappers": wrappers, "change": options.get("setting")}
+        asked = ", ".join(f"{name} {part}" for name, part in parts.items() if part)
         said = brief(error).partition(" was raised from the environment creator")[0]
         raise CrlError(f"{env} cannot be made or stepped with {asked or 'its defaults'}: {said}") from error
 

@@ -27,6 +27,11 @@ from crl.core import Array, CrlError
 Space = spaces.Space[Any]
 
 
+def is_flat(space: Space) -> bool:
+    """Whether observations are float32 vectors as they are."""
+    return isinstance(space, spaces.Box) and space.dtype == np.float32 and len(space.shape) == 1
+
+
 class Flat(gymnasium.ObservationWrapper[Any, Any, Any]):
     """Any observation as one vector: a `Discrete` stays one category, everything else becomes float32 numbers."""
 

@@ -1,39 +1,39 @@
-import numpy as np
-import torch
-from torch import nn
+from torch import as_tensor, distributions, manual_seed, nn, optim
 
 
 class MyAgent:
-    """Advantage actor-critic: learn from the last 16 steps of every copy, then forget them."""
+    """A small actor-critic. It learns from every step once; `device` is ignored, for the CPU is fastest here."""
 
-    stride = 16
-
-    def __init__(self, interface, seed, device, learning_rate=3e-3, gamma=0.98):
-        torch.manual_seed(seed)
-        self.kinds = int(np.max(getattr(interface.observation, "nvec", 0)))  # categories become one-hot
+    def __init__(self, interface, seed, device, learning_rate=5e-3):
+        manual_seed(seed)
+        self.kinds = int(max(getattr(interface.observation, "nvec", [0])))  # of categories, which become one-hot
         inputs = interface.observation.shape[0] * max(self.kinds, 1)
-        self.model = nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, interface.action.n + 1)).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), learning_rate)
-        self.gamma, self.device, self.rollout = gamma, device, []
+        self.model = nn.Sequential(nn.Linear(inputs, 64), nn.Tanh(), nn.Linear(64, interface.action.n + 1))
+        self.optimizer = optim.Adam(self.model.parameters(), learning_rate)
 
     def look(self, obs):
-        x = torch.as_tensor(obs, device=self.device)
-        out = self.model(nn.functional.one_hot(x.long(), self.kinds).flatten(-2).float() if self.kinds else x)
-        return torch.distributions.Categorical(logits=out[..., :-1]), out[..., -1]
+        x = as_tensor(obs)
+        out = self.model(nn.functional.one_hot(x.long(), self.kinds).flatten(1).float() if self.kinds else x)
+        return distributions.Categorical(logits=out[:, 1:]), out[:, 0]
 
     def act(self, obs, carry, greedy):
-        with torch.no_grad():
-            policy, _ = self.look(obs)
-        return (policy.mode if greedy else policy.sample()).cpu().numpy(), None, None
+        policy, _ = self.look(obs)
+        return (policy.mode if greedy else policy.sample()).numpy(), None, None
 
-    def observe(self, experience):
-        self.rollout.append(experience)
+    def observe(self, e):
+        (policy, value), following = self.look(e.obs), self.look(e.next_obs)[1].detach()
+        gain = as_tensor(e.reward) + 0.98 * as_tensor(~e.terminated) * following - value
+        self.loss = (gain**2 / 2 - policy.log_prob(as_tensor(e.action)) * gain.detach() - 0.01 * policy.entropy()).mean()
 
     def update(self):
-        if len(self.rollout) < self.stride:
-            return {}
-        loss, target, count = 0.0, None, len(self.rollout)
-        for e in reversed(self.rollout):
-            policy, value = self.look(e.obs)
-            ...
-        return {}
+        self.optimizer.zero_grad()
+        self.loss.backward()
+        self.optimizer.step()
+        return {"losses/loss": self.loss.item()}
+
+    def state_dict(self):
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])

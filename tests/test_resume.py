@@ -20,21 +20,27 @@ from crl.store import RunFolder
 ROOT = Path(__file__).resolve().parent.parent
 # Budgets and intervals that do not divide each other, so that a counter left out of a checkpoint shows.
 TASKS = [
-    {"env": "CartPole-v1", "steps": 2100},
+    {"env": "CartPole-v1", "steps": 600},
     {"env": "CartPole-v1", "steps": 4100, "name": "pole", "change": {"gravity": [20.0, 5.0]}},
-    {"env": "Acrobot-v1", "steps": 2100, "kwargs": {"max_episode_steps": 90}},
+    {"env": "Acrobot-v1", "steps": 600, "kwargs": {"max_episode_steps": 90}},
 ]
 AGENTS: dict[str, dict[str, Any]] = {
-    "ppo": {"use": "ppo", "n_steps": 70, "batch_size": 70, "n_epochs": 2, "normalize": {"observation": True, "reward": True}},
+    "ppo": {
+        "use": "ppo",
+        "n_steps": 70,
+        "batch_size": 70,
+        "n_epochs": 2,
+        "normalize": {"observation": True, "reward": True},
+    },
     "dqn": {"use": "dqn", "learning_starts": 150, "target_update_interval": 1100, "train_freq": 7, "buffer_size": 1500},
 }
 PAUSE = (
     "import sys, time, envs.gym as g; old = g.GymTask.train\n"
     "def slow(self, agent, visit):\n"
     "    for tick in old(self, agent, visit):\n"
-    "        yield tick\n"
-    "        if visit.index == 2 and tick.steps < visit.steps:\n"
+    "        if visit.index == {visit} and tick.steps < visit.steps:\n"
     "            print('middle', flush=True); time.sleep({seconds})\n"
+    "        yield tick\n"
     "g.GymTask.train = slow\n"
     "from crl.cli import main; sys.exit(main(sys.argv[1:]))"
 )
@@ -59,7 +65,11 @@ def remembered(run: Run) -> tuple[Any, ...]:
     records = [repr(record) for record in run.records if not record.name.startswith("time/")]
     folder = RunFolder(run.path)
     state = folder.load(folder.latest(), run.experiment.digest)
-    return records, (run.path / "matrix.csv").read_bytes(), repr(fingerprint({**state, "offset": 0}))  # repr: NaN is NaN
+    return (
+        records,
+        (run.path / "matrix.csv").read_bytes(),
+        repr(fingerprint({**state, "offset": 0})),
+    )  # repr: NaN is NaN
 
 
 def fingerprint(value: Any) -> Any:
@@ -70,9 +80,9 @@ def fingerprint(value: Any) -> Any:
     return [fingerprint(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def interrupted(path: Path, out: Path, number: int) -> str:
-    """Start the walk in a process of its own, and signal it in the middle of its second visit."""
-    code = PAUSE.format(seconds=30 if number == signal.SIGKILL else 0.5)
+def interrupted(path: Path, out: Path, number: int, visit: int = 2) -> str:
+    """Start the walk in a process of its own, and signal it in the middle of a visit."""
+    code = PAUSE.format(visit=visit, seconds=30 if number == signal.SIGKILL else 0.5)
     command = [sys.executable, "-c", code, "train", "--env-seq", str(path), "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
@@ -90,10 +100,12 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path, crl.train(path, out=folder / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "visit"), [(signal.SIGKILL, 2), (signal.SIGKILL, 3), (signal.SIGINT, 2), (signal.SIGTERM, 3)]
+)
+def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, number: int, visit: int) -> None:
     path, expected = whole
-    said = interrupted(path, tmp_path, number)
+    said = interrupted(path, tmp_path, number, visit)
     folder = tmp_path / expected.path.relative_to(expected.path.parents[2])
     stopped = RunFolder(folder).stopped
     if number == signal.SIGKILL:
