@@ -84,7 +84,7 @@ def check_task(task: Task) -> None:
     _same(after, before, "evaluate() or sample() changes", "use copies of the environments, and crl.core.aside")
     assert scores[0] == scores[1], "evaluate() with one seed gives two scores: all its chance must come from the seed."
     wanted = 0 if scores[0].reason else 3
-    assert len(scores[0].returns) == len(scores[0].lengths) == wanted, "evaluate() must score as many episodes as asked."
+    assert len(scores[0].returns) == len(scores[0].lengths) == wanted, "evaluate() must score the episodes it is asked for."
     _same(_arrays(first), _arrays(twin), "sample() with one seed gives two", "all its chance must come from the seed")
     assert _difference(_arrays(first), _arrays(other)), "sample() gives the same for two seeds: it must use its seed."
     _check_shapes(first, interface, 24)
@@ -130,7 +130,7 @@ def check_method(method: Method) -> None:
 class _Trial:
     """One visit of a newly built agent, as the walk goes about it."""
 
-    def __init__(self, cls: Any, interface: Interface, options: Mapping[str, Any], method: Method | None = None) -> None:
+    def __init__(self, cls: Any, interface: Interface, options: Mapping[str, Any], method: Any = None) -> None:
         self.task, self.method = _task(interface), method
         self.agent: Any = cls(self.task.shared, 5, "cpu", **options)
         whole = getattr(self.agent, "stride", 1) * interface.envs
@@ -278,7 +278,7 @@ def _small() -> Interface:
 def _task(interface: Interface) -> Any:
     """A task of random numbers in the spaces of an interface."""
     if "crl/Noise-v0" not in gymnasium.registry:
-        gymnasium.register("crl/Noise-v0", entry_point=Noise, disable_env_checker=True)
+        gymnasium.register("crl/Noise-v0", entry_point="crl.testing:Noise", disable_env_checker=True)
     gym = importlib.import_module("envs.gym")
     spaces = {"observation": interface.observation, "action": interface.action}
     task = gym.build(env="crl/Noise-v0", name="noise", kwargs=spaces, envs=interface.envs)

@@ -12,8 +12,8 @@ class MyAgent:
         self.optimizer = optim.Adam(self.model.parameters(), learning_rate)
 
     def look(self, obs):
-        x = as_tensor(obs)
-        out = self.model(nn.functional.one_hot(x.long(), self.kinds).flatten(1).float() if self.kinds else x)
+        x = nn.functional.one_hot(as_tensor(obs), self.kinds).flatten(1).float() if self.kinds else as_tensor(obs)
+        out = self.model(x)
         return distributions.Categorical(logits=out[:, 1:]), out[:, 0]
 
     def act(self, obs, carry, greedy):
@@ -23,7 +23,8 @@ class MyAgent:
     def observe(self, e):
         (policy, value), following = self.look(e.obs), self.look(e.next_obs)[1].detach()
         gain = as_tensor(e.reward) + 0.98 * as_tensor(~e.terminated) * following - value
-        self.loss = (gain**2 / 2 - policy.log_prob(as_tensor(e.action)) * gain.detach() - 0.01 * policy.entropy()).mean()
+        chosen = policy.log_prob(as_tensor(e.action))
+        self.loss = (gain**2 / 2 - chosen * gain.detach() - 0.01 * policy.entropy()).mean()
 
     def update(self):
         self.optimizer.zero_grad()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Budgets and intervals that do not divide each other, so that a counter left out of a checkpoint shows.
 TASKS = [
     {"env": "CartPole-v1", "steps": 600},
-    {"env": "CartPole-v1", "steps": 4100, "name": "pole", "change": {"gravity": [20.0, 5.0]}},
+    {"env": "CartPole-v1", "steps": 1200, "name": "pole", "change": {"gravity": [20.0, 5.0]}},
     {"env": "Acrobot-v1", "steps": 600, "kwargs": {"max_episode_steps": 90}},
 ]
 AGENTS: dict[str, dict[str, Any]] = {
@@ -32,13 +33,13 @@ AGENTS: dict[str, dict[str, Any]] = {
         "n_epochs": 2,
         "normalize": {"observation": True, "reward": True},
     },
-    "dqn": {"use": "dqn", "learning_starts": 150, "target_update_interval": 1100, "train_freq": 7, "buffer_size": 1500},
+    "dqn": {"use": "dqn", "learning_starts": 150, "target_update_interval": 250, "train_freq": 7, "buffer_size": 1500},
 }
 PAUSE = (
-    "import sys, time, envs.gym as g; old = g.GymTask.train\n"
+    "import sys, time, envs.gym as g; old = g.GymTask.train; g.TICK = 400\n"
     "def slow(self, agent, visit):\n"
     "    for tick in old(self, agent, visit):\n"
-    "        if visit.index == {visit} and tick.steps < visit.steps:\n"
+    "        if visit.index == {visit} and 420 < tick.steps < visit.steps:\n"
     "            print('middle', flush=True); time.sleep({seconds})\n"
     "        yield tick\n"
     "g.GymTask.train = slow\n"
@@ -52,7 +53,7 @@ def config(agent: str, folder: Path) -> Path:
         "tasks": TASKS,
         "agent": AGENTS[agent],
         "engine": {"envs": 3},
-        "evaluation": {"episodes": 3, "every": 3000},
+        "evaluation": {"episodes": 3, "every": 1000},
         "boundary": {"head": "per_task"},
     }
     path = folder / "walk.yaml"
@@ -91,6 +92,14 @@ def interrupted(path: Path, out: Path, number: int, visit: int = 2) -> str:
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-number if number == signal.SIGKILL else 2), said
     return said
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_ticks() -> Iterator[None]:
+    """Safe points that are near each other, so that short walks have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("envs.gym.TICK", 400)
+        yield
 
 
 @pytest.fixture(scope="module", params=list(AGENTS))
