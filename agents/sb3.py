@@ -254,6 +254,7 @@ class SB3Agent:
             f"losses/{name.split('/')[-1]}": float(value)
             for name, value in logged.items()
             if name.startswith(("train/", "rollout/")) and not name.endswith("n_updates")
+            if not (name.endswith("explained_variance") and np.isnan(value))  # returns that do not vary have none
         }
         logged.clear()
         self.algo.logger.name_to_count.clear()

@@ -82,7 +82,8 @@ class GymTask:
             probe.action_space.seed(0)
             probe.step(probe.action_space.sample())
         self.interface = Interface(probe.observation_space, probe.action_space, envs)
-        self.best = 1.0 if is_symbolic(probe) else None  # the largest possible return, where it is known
+        untouched = isinstance(probe, Symbols) and not self.wrappers
+        self.best = 1.0 if untouched else None  # the largest possible return, where it is known
         probe.close()
 
     # One environment.

@@ -1,0 +1,108 @@
+"""Every shipped config builds and runs shrunk; what the README shows is what the tests run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crl
+from crl import config
+from crl.cli import main
+from crl.metrics import summary
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(config.CONFIGS.glob("*.yaml"))
+TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
+    count = len(config.read(path).tasks)
+    kwargs = [(f"tasks.{i}.kwargs", {"max_episode_steps": 20}) for i in range(count)]
+    steps = [(f"tasks.{i}.steps", 32) for i in range(count)]
+    run = crl.train(path, out=tmp_path, changes=(*TINY, *kwargs, *steps))
+    visits = len(config.build(run.experiment).order)
+    assert run.matrix.shape == (visits + 1, len(run.tasks)) and np.isfinite(run.matrix).all()
+    assert run.manifest["status"] == "finished" and len(list((run.path / "checkpoints").iterdir())) == visits + 1
+
+
+def test_minigrid_has_four_tasks_and_a_revisit() -> None:
+    plan = config.build(config.read("minigrid"))
+    assert len(plan.tasks) >= 4 and len(plan.order) > len(plan.tasks)
+
+
+def test_configs_arrive_in_the_objects() -> None:
+    plan = config.build(config.read("minigrid", [("agent.learning_rate", 3e-4), ("tasks.0.steps", 20_000)]))
+    algo = plan.agent.algo  # type: ignore[attr-defined]
+    assert (algo.n_envs, algo.n_steps, algo.ent_coef, algo.learning_rate) == (16, 128, 0.01, 3e-4)
+    assert plan.steps[0] == 20_480, "rounded up to whole updates"
+
+
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(
+        "tasks:\n  - {env: MiniGrid-Empty-5x5-v0, steps: 32, kwargs: {max_episode_steps: 9}}\n"
+        "agent: {n_steps: 16, batch_size: 32}\nengine: {envs: 2}\nevaluation: {episodes: 2}\nbaseline: fresh\n"
+    )
+    assert main(["check", "tiny.yaml"]) == 0
+    plan = capsys.readouterr().out
+    assert "1 tasks, 1 visits, 32 steps" in plan and "time " in plan and not (tmp_path / "runs").exists()
+    assert main(["train", "--env-seq", "tiny.yaml"]) == 0
+    folder = capsys.readouterr().out.strip()
+    assert folder == "runs/tiny/ppo/seed-0"
+    run = crl.load(folder)
+    names = {record.name for record in run.records if record.phase == "baseline"}
+    assert names == {"metrics/fresh_area", "metrics/forward_transfer_ratio", "metrics/forward_transfer"}
+    assert main(["eval", folder, "--visit", "0", "--episodes", "3", "--render", "out.gif"]) == 0
+    assert "MiniGrid-Empty-5x5-v0" in capsys.readouterr().out
+    assert (tmp_path / "out.gif").read_bytes().startswith(b"GIF8")
+    for what, expected in (("agents", "ppo"), ("envs", "MiniGrid-DoorKey-5x5-v0"), ("configs", "minigrid_quick")):
+        assert main(["list", what]) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_eval_repeats_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = crl.train({"tasks": [{"env": "CartPole-v1", "steps": 32}]}, out=tmp_path, changes=(*TINY,))
+    assert main(["eval", str(run.path)]) == 0
+    assert f"{run.matrix[1, 0]:.3f}" in capsys.readouterr().out
+
+
+def test_unannounced_boundaries_are_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.sb3 import SB3Agent
+
+    heard: list[int] = []
+    enter = SB3Agent.enter
+    monkeypatch.setattr(SB3Agent, "enter", lambda self, visit: (heard.append(visit.index), enter(self, visit))[1])
+    tasks = [{"env": "CartPole-v1", "steps": 32}, {"env": "Acrobot-v1", "steps": 32}]
+    for announced, expected in ((True, [1, 2]), (False, [1])):
+        heard.clear()
+        data = {"name": str(announced), "tasks": tasks, "boundary": {"announced": announced}}
+        crl.train(data, out=tmp_path, changes=(*TINY,))
+        assert heard == expected
+
+
+def test_records_hold_the_metrics_of_the_matrix(tmp_path: Path) -> None:
+    data = {"tasks": [{"env": "CartPole-v1", "steps": 32}, {"env": "Acrobot-v1", "steps": 32}], "repeat": 2}
+    run = crl.train(data, out=tmp_path, changes=(*TINY,))
+    last = {record.name: record.value for record in run.records if record.visit == 4}
+    for name, metric in summary(run.matrix, [0, 1, 0, 1]).items():
+        assert last[f"metrics/{name}"] == pytest.approx(metric.value, nan_ok=True)
+
+
+def test_the_readme_shows_the_tested_agent() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert (ROOT / "tests" / "my_agent.py").read_text() in blocks
+
+
+def test_the_readme_yaml_is_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    data = config.parse_yaml(block, "README")
+    assert config.build(config.read(data)).order == [0, 1, 2, 3]
+
+
+def test_ci_runs_the_readmes_test_line() -> None:
+    line = 'pip install -c constraints.txt -e ".[dev]" && pytest -n 2'
+    assert line in (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert 'pip install -q -c constraints.txt -e ".[dev]"' in script and "\npytest -n 2" in script
