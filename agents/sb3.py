@@ -31,7 +31,7 @@ from torch import nn
 
 from agents.nets import ACTIVATIONS, Heads, OneHot
 from agents.normalize import Normalizer
-from crl.core import Array, CrlError, Experience, Interface, NotYet, State, Task, Visit
+from crl.core import Array, CrlError, Experience, Interface, NotYet, Rules, State, Task, Visit
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -119,6 +119,15 @@ class SB3Agent:
         self._schedule = visit.schedule
         self._entered_at = self.algo.num_timesteps
         self._progress()
+
+    def accepts(self, rules: Rules) -> None:
+        """Refuse, in one line, a rule about something that this algorithm does not have."""
+        if rules.head == "per_task":
+            self._head_slots()
+        has = {"buffer": hasattr(self.algo, "replay_buffer"), "normalizer": self.normalizer is not None}
+        for name, there in has.items():
+            if getattr(rules, name) == "reset" and not there:
+                raise CrlError(f"boundary.{name}: reset, but agent {type(self).__name__} has no {name} to reset")
 
     def _progress(self) -> None:
         start, length = self._schedule

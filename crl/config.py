@@ -392,7 +392,9 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may fail in any way
-        raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}") from error
+        ours = module_name.split(".")[0] in ("agents", "envs", "configs")
+        hidden = "; a package of crl's own has that name, so give yours another" if ours else ""
+        raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}{hidden}") from error
     found = getattr(module, name, None)
     if found is None:
         raise CrlError(f"{place}: module {module_name!r} has no {name!r}{_hint(name, vars(module))}")
@@ -451,12 +453,8 @@ def _check_rules(experiment: Experiment, agent: Any) -> None:
         raise CrlError(
             f"boundary: {', '.join(asked)} needs an agent with enter(visit), which {type(agent).__name__} lacks"
         )
-    if rules.head == "per_task" and hasattr(agent, "_head_slots"):
-        agent._head_slots()  # says so if the algorithm cannot have them
-    for name in ("buffer", "normalizer"):
-        part = getattr(agent, name, None) or getattr(getattr(agent, "algo", None), f"replay_{name}", None)
-        if getattr(rules, name) == "reset" and part is None and hasattr(agent, "algo"):
-            raise CrlError(f"boundary.{name}: reset, but agent {experiment.agent['use']!r} has no {name} to reset")
+    if hasattr(agent, "accepts"):
+        agent.accepts(rules)
 
 
 def _device(name: str) -> str:

@@ -135,10 +135,10 @@ class Record:
 class Agent(Protocol):
     """What learns. Built as `Agent(interface, seed, device, **options)`.
 
-    Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all
-    rules but the defaults need it); `facing(task)` is a context around evaluation and looking (heads, masks);
-    `stride` is the number of vector steps between two updates (visits are rounded up to it); `model` and
-    `optimizers` are what methods and monitors work on.
+    Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all rules
+    but the defaults need it), and `accepts(rules)` refuses some of them with a `CrlError`; `facing(task)` is a context
+    around evaluation and looking (heads, masks); `stride` is the number of vector steps between two updates (visits
+    are rounded up to it); `model` and `optimizers` are what methods and monitors work on.
     """
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
@@ -226,7 +226,11 @@ class Monitor(Protocol):
 
 
 class Method(Protocol):
-    """Acts on learning, from outside the agent: through torch's hooks, and at boundaries."""
+    """Acts on learning, from outside the agent: through torch's hooks, and at boundaries.
+
+    Where boundaries are not announced, `enter` and `leave` are not called; a class attribute `needs_boundaries = True`
+    has such a walk refused instead.
+    """
 
     def attach(self, agent: Agent) -> None:
         """Called once, before the first visit and after a resume."""

@@ -329,7 +329,7 @@ def test_agent(refused, agent, parts):
         ({"boundary": {"optimizer": "rest"}}, "boundary.optimizer: 'rest' is not one of keep, reset"),
         ({"boundary": {"announced": False, "optimizer": "reset"}}, ["announced: false", "optimizer: reset cannot"]),
         ({"boundary": {"announced": False, "head": "per_task"}}, ["announced: false", "head: per_task cannot"]),
-        ({"boundary": {"buffer": "reset"}}, "boundary.buffer: reset, but agent 'ppo' has no buffer to reset"),
+        ({"boundary": {"buffer": "reset"}}, "boundary.buffer: reset, but agent PPO has no buffer to reset"),
         ({"boundary": {"normalizer": "reset"}}, "boundary.normalizer: reset, but agent 'ppo' has no normalizer"),
         (
             {"boundary": {"head": "per_task"}, "agent": SAC, "tasks": [PENDULUM]},
