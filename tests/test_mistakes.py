@@ -330,7 +330,7 @@ def test_agent(refused, agent, parts):
         ({"boundary": {"announced": False, "optimizer": "reset"}}, ["announced: false", "optimizer: reset cannot"]),
         ({"boundary": {"announced": False, "head": "per_task"}}, ["announced: false", "head: per_task cannot"]),
         ({"boundary": {"buffer": "reset"}}, "boundary.buffer: reset, but agent PPO has no buffer to reset"),
-        ({"boundary": {"normalizer": "reset"}}, "boundary.normalizer: reset, but agent 'ppo' has no normalizer"),
+        ({"boundary": {"normalizer": "reset"}}, "boundary.normalizer: reset, but agent PPO has no normalizer"),
         (
             {"boundary": {"head": "per_task"}, "agent": SAC, "tasks": [PENDULUM]},
             "boundary.head: per_task works with PPO, A2C, TRPO and DQN, not with SAC",
