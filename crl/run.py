@@ -345,10 +345,8 @@ def _finish(walk: Walk) -> None:
             for ratio in metrics.plasticity_ratio(own):
                 walk._log({f"metrics/plasticity_ratio/{name}": ratio.value}, len(walk.plan.order), name)
     summary = metrics.summary(np.array(walk.rows), walk.plan.order)
-    walk.board.hparams(
-        _flat(walk.experiment.plain()), {f"final/{name}": metric.value for name, metric in summary.items()}
-    )
     shown = {name: metric.value for name, metric in summary.items()}
+    walk.board.hparams(_flat(walk.experiment.plain()), shown)
     walk.terminal.table(walk.rows, walk.row_names, walk.names, shown)
 
 
