@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import functools
-import inspect
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -29,18 +26,13 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.nets import ACTIVATIONS, Heads, OneHot
+from agents import dqn, ppo
+from agents.nets import Heads
 from agents.normalize import Normalizer
+from agents.options import check_options, known, line, policy_kwargs
 from crl.core import Array, CrlError, Experience, Interface, NotYet, Rules, State, Task, Visit
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-}
 SUPPORTED = ("PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3", "DDPG", "TQC", "CrossQ")
-OURS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self", "use_sde"}
 COUNTERS = (
     "num_timesteps",
     "_n_updates",
@@ -70,17 +62,17 @@ class SB3Agent:
     ) -> None:
         self.interface = interface
         settings = {**self.defaults, **options}
-        _check_options(self.algorithm, settings)
-        policy_kwargs = {**_policy_kwargs(interface, net or {}, optimizer or {}), **settings.pop("policy_kwargs", {})}
+        check_options(self.algorithm, settings)
+        shape = {**policy_kwargs(interface, net or {}, optimizer or {}), **settings.pop("policy_kwargs", {})}
         for name in ("learning_rate", "clip_range"):
             if isinstance(settings.get(name), Mapping):
-                settings[name] = _line(name, settings[name])
+                settings[name] = line(name, settings[name])
         self.algo: Any = self.algorithm(  # type: ignore[call-arg]  # checked against its signature above
             "MlpPolicy",  # type: ignore[arg-type]
             _Spaces(interface),
             seed=seed,
             device=device,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs=shape,
             **settings,
         )
         self.algo.set_logger(Logger(folder=None, output_formats=[]))
@@ -230,7 +222,7 @@ class SB3Agent:
     # Small parts.
 
     def _normalizer(self, wanted: Mapping[str, bool]) -> Normalizer | None:
-        _known("agent.normalize", wanted, ("observation", "reward"))
+        known("agent.normalize", wanted, ("observation", "reward"))
         if not any(wanted.values()):
             return None
         if wanted.get("observation") and isinstance(self.interface.observation, spaces.MultiDiscrete):
@@ -242,6 +234,9 @@ class SB3Agent:
             bool(wanted.get("observation")),
             bool(wanted.get("reward")),
         )
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        return torch.as_tensor(values, device=self.algo.device)
 
     def _seen(self, obs: Array) -> Array:
         return obs if self.normalizer is None else self.normalizer.normalize_obs(obs)
@@ -283,16 +278,19 @@ class OnPolicy(SB3Agent):
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """Sample from the policy; the note is what the rollout buffer will want to know of it."""
         obs = self._seen(obs)
-        if self._evaluating:
-            action, _ = self.algo.predict(obs, deterministic=greedy)
-            return action, carry, None
+        seen = torch.as_tensor(obs, device=self.algo.device)
         with torch.no_grad():
-            chosen, values, log_probs = self.algo.policy(torch.as_tensor(obs, device=self.algo.device))
+            if self._evaluating:
+                raw = self.algo.policy._predict(seen, deterministic=greedy).cpu().numpy()
+                return self._bounded(raw), carry, raw
+            chosen, values, log_probs = self.algo.policy(seen)
         raw = chosen.cpu().numpy()
-        action = raw
-        if isinstance(self.algo.action_space, spaces.Box):
-            action = np.clip(raw, self.algo.action_space.low, self.algo.action_space.high)
-        return action, carry, (obs, raw, values, log_probs)
+        return self._bounded(raw), carry, (obs, raw, values, log_probs)
+
+    def _bounded(self, raw: Array) -> Array:
+        """What the environment is told of a sampled action."""
+        space = self.algo.action_space
+        return np.clip(raw, space.low, space.high) if isinstance(space, spaces.Box) else raw
 
     def observe(self, experience: Experience) -> None:
         """Add a vector step to the rollout; a truncated episode is continued by the value of its last state."""
@@ -459,6 +457,70 @@ class PPO(OnPolicy):
         "ent_coef": 0.01,
     }
 
+    @property
+    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters that answer now, of the actor and of the critic."""
+        actor, critic = ["mlp_extractor.policy_net", "log_std"], ["mlp_extractor.value_net", "vf_features_extractor"]
+        actor.append("features_extractor")
+        critic += ["features_extractor"] if self.algo.policy.share_features_extractor else []
+        head = f".heads.{self._current_head()}" if self.heads else ""
+        parts = {"actor": [*actor, f"action_net{head}"], "critic": [*critic, f"value_net{head}"]}
+        return {name: _named(self.model, prefixes) for name, prefixes in parts.items()}
+
+    def prepare(self, experience: Experience) -> dict[str, torch.Tensor]:
+        """A rollout, (time, copies, ...), as minibatches see it, with everything that is constant while learning."""
+        policy, algo = self.algo.policy, self.algo
+        obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
+        reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
+        gains = self._tensor(reward).float()
+        action = self._tensor(experience.action if experience.note is None else np.stack(experience.note))
+        cut = self._tensor(experience.truncated & ~experience.terminated)
+        following = self._tensor(self._seen(experience.next_obs))
+        with torch.no_grad():
+            answer = ppo.outputs(policy, obs)
+            value = answer[:, -1].reshape(gains.shape)
+            if cut.any():
+                gains[cut] += algo.gamma * policy.predict_values(following[cut])[:, 0]
+            last = policy.predict_values(following[-1])[:, 0]
+            ended = self._tensor(experience.terminated | experience.truncated).float()
+            gain = ppo.advantages(gains, value, last, ended, algo.gamma, algo.gae_lambda).flatten()
+            action = action.reshape(len(obs), -1)
+            log_prob, _ = ppo.log_probability(answer[:, :-1], action, algo.action_space)
+        returns, value = gain + value.flatten(), value.flatten()
+        if algo.normalize_advantage and len(gain) > 1:
+            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+        batch = {"obs": obs, "action": action, "advantage": gain, "log_prob": log_prob}
+        return {**batch, "value": value, "return": returns}
+
+    def outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The action distribution's parameters and the value."""
+        return ppo.outputs(self.algo.policy, batch["obs"])
+
+    def objective(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a minibatch, as `train()` has it (SB3 normalises advantages within each minibatch)."""
+        remaining = self.algo._current_progress_remaining
+        return ppo.objective(
+            outputs,
+            batch,
+            self.algo.action_space,
+            clip=self.algo.clip_range(remaining),
+            clip_value=self.algo.clip_range_vf(remaining) if self.algo.clip_range_vf else None,
+            value_weight=self.algo.vf_coef,
+            entropy_weight=self.algo.ent_coef,
+        )
+
+    def error(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The part of the loss that is an error, which 0 is the least of: the value's."""
+        return ppo.value_error(outputs, batch, None)
+
+    def metric(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What outputs matter by where the surrogate is not convex in them."""
+        return ppo.metric(outputs, self.algo.action_space, self.algo.vf_coef)
+
+    def divergence(self, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How far the answers moved."""
+        return ppo.divergence(before, after, self.algo.action_space)
+
 
 class DQN(OffPolicy):
     """Deep Q-learning (Mnih et al. 2015), with settings that learn the smallest MiniGrid tasks."""
@@ -475,14 +537,46 @@ class DQN(OffPolicy):
         "exploration_fraction": 0.5,
     }
 
+    @property
+    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters that answer now; the target network's are not plastic."""
+        last = len(self.algo.q_net.q_net) - 1
+        idle = [f"q_net.q_net.{last}.heads.{i}." for i in range(len(self.heads)) if i != self._current_head()]
+        found = _named(self.model, ["q_net"])
+        return {"q": {name: value for name, value in found.items() if not name.startswith(tuple(idle))}}
+
+    def prepare(self, experience: Experience) -> dict[str, torch.Tensor]:
+        """Transitions as a replayed batch, with the target network's answer."""
+        reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
+        following = self._tensor(self._seen(experience.next_obs)).flatten(0, 1)
+        with torch.no_grad():
+            answer = self.algo.q_net_target(following)
+        terminated = self._tensor(experience.terminated).float().flatten()
+        target = dqn.targets(self._tensor(reward).float().flatten(), answer, terminated, self.algo.gamma)
+        obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
+        return {"obs": obs, "action": self._tensor(experience.action).reshape(-1, 1), "target": target}
+
+    def outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The values of all actions."""
+        answer: torch.Tensor = self.algo.q_net(batch["obs"])
+        return answer
+
+    def objective(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Huber's loss of the temporal difference."""
+        return dqn.objective(outputs, batch)
+
+    def divergence(self, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How far the answers moved."""
+        return dqn.divergence(before, after)
+
 
 def adapt(algorithm: type[BaseAlgorithm]) -> type[SB3Agent]:
     """An agent from any supported algorithm class of Stable-Baselines3 or sb3-contrib, with its own defaults."""
     if algorithm.__name__ not in SUPPORTED:
         raise CrlError(f"agent.use: {algorithm.__name__} is not supported; supported are {', '.join(SUPPORTED)}")
-    base = OnPolicy if issubclass(algorithm, OnPolicyAlgorithm) else OffPolicy
-    assert base is OnPolicy or issubclass(algorithm, OffPolicyAlgorithm)
-    return type(algorithm.__name__, (base,), {"algorithm": algorithm, "__doc__": algorithm.__doc__})
+    bases = {sb3.PPO: PPO, sb3.DQN: DQN, OnPolicyAlgorithm: OnPolicy, OffPolicyAlgorithm: OffPolicy}
+    base: Any = next(ours for theirs, ours in bases.items() if issubclass(algorithm, theirs))
+    return type(algorithm.__name__, (base,), {"algorithm": algorithm, "defaults": {}, "__doc__": algorithm.__doc__})
 
 
 class _Spaces(VecEnv):
@@ -523,53 +617,7 @@ def _stored(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-def _policy_kwargs(interface: Interface, net: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """SB3's `policy_kwargs` from our `net` and `optimizer` options; what is not named stays SB3's."""
-    _known("agent.net", net, ("hidden", "activation"))
-    kwargs: dict[str, Any] = {}
-    if "hidden" in net:
-        kwargs["net_arch"] = [int(width) for width in net["hidden"]]
-    if "activation" in net:
-        _known("agent.net.activation", [net["activation"]], ACTIVATIONS)
-        kwargs["activation_fn"] = ACTIVATIONS[net["activation"]]
-    if isinstance(interface.observation, spaces.MultiDiscrete):
-        kinds = [int(kind) for kind in interface.observation.nvec]
-        kwargs |= {"features_extractor_class": OneHot, "features_extractor_kwargs": {"kinds": kinds}}
-    rest = dict(optimizer)
-    if "use" in rest:
-        use = rest.pop("use")
-        _known("agent.optimizer.use", [use], OPTIMIZERS)
-        kwargs["optimizer_class"] = OPTIMIZERS[use]
-    if rest:
-        kwargs["optimizer_kwargs"] = rest
-    return kwargs
-
-
-def _check_options(algorithm: type[BaseAlgorithm], options: Mapping[str, Any]) -> None:
-    parameters = {k: v for k, v in inspect.signature(algorithm.__init__).parameters.items() if k not in OURS}
-    _known("agent", options, [*parameters, "net", "optimizer", "normalize"])
-    for name, value in options.items():
-        default = parameters[name].default
-        schedule = name in ("learning_rate", "clip_range") and isinstance(value, Mapping)
-        if schedule or isinstance(default, bool) or not isinstance(default, int | float):
-            continue
-        wanted = (int, "a whole number") if isinstance(default, int) else ((int, float), "a number")
-        if isinstance(value, bool) or not isinstance(value, wanted[0]):  # type: ignore[arg-type]
-            raise CrlError(f"agent.{name}: {value!r} is not {wanted[1]}")
-
-
-def _known(place: str, given: Any, known: Any) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), list(known), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise CrlError(f"{place}: unknown {name!r}; {hint}")
-
-
-def _line(name: str, ends: Mapping[str, float]) -> Any:
-    _known(f"agent.{name}", ends, ("from", "to"))
-    try:
-        first, last = map(float, operator.itemgetter("from", "to")(ends))
-    except (KeyError, TypeError, ValueError):
-        raise CrlError(f"agent.{name}: a schedule is {{from: NUMBER, to: NUMBER}}") from None
-    return lambda remaining: last + (first - last) * remaining
+def _named(module: nn.Module, prefixes: list[str]) -> dict[str, nn.Parameter]:
+    """The trainable parameters whose names begin so."""
+    starts = tuple(f"{prefix}." for prefix in prefixes)
+    return {n: p for n, p in module.named_parameters() if p.requires_grad and f"{n}.".startswith(starts)}

@@ -1,0 +1,50 @@
+"""Curvature and ranks of networks: pure tensor mathematics, which knows no agent and no run.
+
+from crl.linalg import hessian_spectrum
+hessian_spectrum(model, loss, (inputs, targets)).numbers()
+"""
+
+from crl.linalg.kronecker import Factors, kronecker
+from crl.linalg.lanczos import extremes, lanczos
+from crl.linalg.operators import GGN, Gram, Hessian, Matrix, Operator
+from crl.linalg.problem import CurvatureError, Problem
+from crl.linalg.ranks import (
+    RANKS,
+    effective_rank,
+    entropy_rank,
+    feature_rank,
+    participation_ratio,
+    singular_values,
+    srank,
+    stable_rank,
+)
+from crl.linalg.spectrum import Estimate, Spectrum, hessian_spectrum, hutchinson, merged, spectrum, supervised
+
+__all__ = [
+    "GGN",
+    "RANKS",
+    "CurvatureError",
+    "Estimate",
+    "Factors",
+    "Gram",
+    "Hessian",
+    "Matrix",
+    "Operator",
+    "Problem",
+    "Spectrum",
+    "effective_rank",
+    "entropy_rank",
+    "extremes",
+    "feature_rank",
+    "hessian_spectrum",
+    "hutchinson",
+    "kronecker",
+    "lanczos",
+    "merged",
+    "participation_ratio",
+    "singular_values",
+    "spectrum",
+    "srank",
+    "stable_rank",
+    "supervised",
+]

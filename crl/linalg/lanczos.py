@@ -1,0 +1,117 @@
+"""Lanczos's method: a large symmetric matrix, seen from a few vectors, as small tridiagonal ones.
+
+Full re-orthogonalisation, since counting eigenvalues needs Ritz values without ghosts; the small problems are solved
+in float64. A matrix of low rank ends the recursion early (a breakdown), with nothing lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crl.core import Array
+from crl.linalg.operators import Operator
+from crl.linalg.problem import CurvatureError
+
+BREAKDOWN = 1e-6  # of the largest entry of T so far, in float32; 1e-12 in float64
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """What a probe vector found: the diagonal and the off-diagonal of T."""
+
+    diagonal: Array
+    off: Array
+
+    def ritz(self, steps: int | None = None) -> tuple[Array, Array]:
+        """(Ritz values, weights that sum to 1) after so many steps: a quadrature of the spectral density."""
+        steps = min(steps or len(self.diagonal), len(self.diagonal))
+        small = np.diag(self.diagonal[:steps])
+        small += np.diag(self.off[: steps - 1], 1) + np.diag(self.off[: steps - 1], -1)
+        values, vectors = np.linalg.eigh(small)
+        return values, vectors[0] ** 2
+
+
+def lanczos(operator: Operator, start: Tensor, steps: int) -> list[Tridiagonal]:
+    """A tridiagonal matrix for each row of `start`, (k, size); all rows go through the operator as one block."""
+    count, size = start.shape
+    steps = min(steps, size)
+    kind = {"dtype": start.dtype, "device": start.device}
+    basis = torch.zeros(count, steps, size, **kind)  # type: ignore[call-overload]
+    diagonal, off = np.zeros((count, steps)), np.zeros((count, steps))
+    lengths = [steps] * count
+    live = list(range(count))
+    vectors = start / start.norm(dim=1, keepdim=True)
+    tiny = 1e-12 if start.dtype == torch.float64 else BREAKDOWN
+    for step in range(steps):
+        basis[live, step] = vectors
+        images = operator.rows(vectors)
+        if not torch.isfinite(images).all():
+            raise CurvatureError("a product with the matrix is not finite: the curvature is too large, or not a number")
+        going = []
+        for row, index in enumerate(live):
+            image = images[row]
+            diagonal[index, step] = float(image.double() @ vectors[row].double())
+            _orthogonalise(image, basis[index, : step + 1])
+            off[index, step] = float(image.norm())
+            scale = max(np.abs(diagonal[index, : step + 1]).max(), off[index, :step].max(initial=0.0))
+            if off[index, step] <= tiny * scale or scale == 0.0:
+                lengths[index] = step + 1
+            elif step + 1 < steps:
+                vectors[row] = image / off[index, step]
+                going.append(row)
+        live = [live[row] for row in going]
+        if not live:
+            break
+        vectors = vectors[going]
+    return [Tridiagonal(diagonal[i, :n], off[i, : n - 1]) for i, n in enumerate(lengths)]
+
+
+def _orthogonalise(image: Tensor, basis: Tensor) -> None:
+    """Take off what lies in the span of the basis, in place; a second time where the first left little."""
+    for _ in range(2):
+        before = float(image.norm())
+        image -= (basis @ image) @ basis
+        if float(image.norm()) > 0.7 * before:
+            return
+
+
+def extremes(operator: Operator, count: int = 5, steps: int = 100, seed: int = 0) -> tuple[Array, Array]:
+    """(the largest eigenvalues, falling; the smallest, rising), by block Lanczos: repeated ones are found too."""
+    size = operator.size
+    count = min(count, size)
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(size, count, generator=generator, dtype=torch.float64).to(operator.like)
+    basis = torch.linalg.qr(block)[0].T.contiguous()
+    images = operator.rows(basis)
+    tops, bottoms = np.full(count, np.inf), np.full(count, -np.inf)
+    for _ in range(steps):
+        small = (basis.double() @ images.double().T).cpu().numpy()
+        values = np.linalg.eigvalsh((small + small.T) / 2)
+        largest, smallest = values[::-1][:count], values[:count]
+        scale = max(abs(values[0]), abs(values[-1]), 1e-300)
+        settled = max(np.abs(largest - tops[: len(largest)]).max(), np.abs(smallest - bottoms[: len(smallest)]).max())
+        tops, bottoms = largest.copy(), smallest.copy()
+        if settled <= 1e-7 * scale or len(basis) >= size:
+            break
+        fresh = images[-count:].clone()
+        for _ in range(2):
+            fresh -= (fresh @ basis.T) @ basis
+        fresh = torch.linalg.qr(fresh.T)[0].T[: size - len(basis)].contiguous()
+        fresh -= (fresh @ basis.T) @ basis  # QR of a deficient block brings old directions back
+        fresh = fresh[fresh.norm(dim=1) > 0.5]
+        if not len(fresh):
+            break
+        fresh = torch.linalg.qr(fresh.T)[0].T.contiguous()
+        basis, images = torch.cat([basis, fresh]), torch.cat([images, operator.rows(fresh)])
+    return tops, bottoms
+
+
+def probes(size: int, count: int, seed: int, like: Tensor) -> Tensor:
+    """Vectors of random signs, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (count, size), generator=generator, dtype=torch.int8)
+    return (signs.to(like.device) * 2 - 1).to(like.dtype)
