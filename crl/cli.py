@@ -12,7 +12,11 @@ from crl.core import CrlError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a mistake of the user's costs one line on stderr and exit code 2."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not hasattr(arguments, "options"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.options = unknown
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
@@ -72,6 +76,31 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _probe(arguments: argparse.Namespace) -> int:
+    from crl import probe
+
+    seen = probe.probe(
+        arguments.run, arguments.visit, arguments.phase, arguments.monitor or (), _options(arguments.options)
+    )
+    print(seen.json() if arguments.json else seen.table())
+    return 0
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """`--probes 20 --samples 4096`: options of a monitor, which only the monitor knows."""
+    from crl import config
+
+    options: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name or (not equals and not rest):
+            raise CrlError(f"{word}: expected an option of the monitor and its value, such as --probes 20")
+        options[name.replace("-", "_")] = config.parse_yaml(text if equals else rest.pop(0), word)
+    return options
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from crl import plan
 
@@ -96,6 +125,10 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
         changes.append(("agent", {"use": arguments.agent}))
     if arguments.method:
         changes.append(("methods", [{"use": use} for use in arguments.method]))
+    if arguments.monitor:
+        changes.append(
+            ("monitors", [] if arguments.monitor == ["none"] else [{"use": use} for use in arguments.monitor])
+        )
     changes += [(k, v) for k in ("seed", "device", "baseline") if (v := getattr(arguments, k)) is not None]
     for item in arguments.set or []:
         place, equals, text = item.partition("=")
@@ -135,6 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--render", metavar="OUT.gif", help="write a film of one episode of each task")
     evaluate.set_defaults(command=_eval)
 
+    probe = commands.add_parser("probe", help="look inside a checkpoint, as the run did or otherwise")
+    probe.add_argument("run", help="a run's folder")
+    probe.add_argument("--visit", type=int, help="which visit (default: the last that was finished)")
+    probe.add_argument("--phase", choices=("init", "end"), default="init", help="before the visit or after it")
+    probe.add_argument("--monitor", action="append", help="hessian, erank, ... (default: the run's own)")
+    probe.add_argument("--json", action="store_true", help="print JSON, the spectra whole")
+    probe.set_defaults(command=_probe, options=[])
+
     listing = commands.add_parser("list", help="what there is: agents, envs, configs, methods, monitors")
     listing.add_argument("what", choices=("agents", "envs", "configs", "methods", "monitors"))
     listing.set_defaults(command=_list)
@@ -151,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", help="ppo, dqn, or an import path such as stable_baselines3.A2C or my_agent.MyAgent")
     parser.add_argument("--method", action="append", help="a method by import path; may be given again")
+    parser.add_argument("--monitor", action="append", help="instead of the config's monitors; or none")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--baseline", choices=("none", "fresh"), help="fresh: also a new agent alone on each task")

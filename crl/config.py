@@ -28,7 +28,26 @@ import crl
 from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, brief, derive
 
 AGENTS = {"ppo": "agents.sb3.PPO", "dqn": "agents.sb3.DQN"}
-MONITORS: dict[str, str] = {}
+MONITORS = {
+    "hessian": "crl.monitors.curvature.Hessian",
+    "ggn": "crl.monitors.curvature.GGN",
+    "gram": "crl.monitors.curvature.Gram",
+    "ntk": "crl.monitors.curvature.NTK",
+    "kfac": "crl.monitors.curvature.KFAC",
+    "erank": "crl.monitors.features.ERank",
+    "dormant": "crl.monitors.features.Dormant",
+    "capacity": "crl.monitors.features.Capacity",
+    "interference": "crl.monitors.features.Interference",
+    "weight_rank": "crl.monitors.weights.WeightRank",
+    "norms": "crl.monitors.weights.Norms",
+    "gradient_norm": "crl.monitors.gradients.GradientNorm",
+    "conflict": "crl.monitors.gradients.Conflict",
+    "readiness": "crl.monitors.gradients.Readiness",
+    "sample_plasticity": "crl.monitors.gradients.SamplePlasticity",
+    "drift": "crl.monitors.drift.Drift",
+    "churn": "crl.monitors.drift.Churn",
+}
+BY_DEFAULT = ("hessian", "erank", "dormant", "norms")
 METHODS: dict[str, str] = {}
 CONFIGS = Path(crl.__file__).resolve().parent.parent / "configs"
 
@@ -84,7 +103,7 @@ class Experiment:
     boundary: Rules = field(default_factory=Rules)
     agent: dict[str, Any] = field(default_factory=lambda: {"use": "ppo"})
     methods: list[Any] = field(default_factory=list)
-    monitors: list[Any] = field(default_factory=list)
+    monitors: list[Any] = field(default_factory=lambda: [{"use": use} for use in BY_DEFAULT])
     evaluation: EvaluationSpec = EvaluationSpec()
     baseline: str = field(default="none", metadata={"choices": ("none", "fresh")})
 
@@ -250,7 +269,9 @@ def _shorthands(data: dict[str, Any]) -> None:
     agent = whole(data.get("agent") or {}, "agent")
     data["agent"] = {"use": "ppo", **agent}
     for part in ("methods", "monitors"):
-        items = data.get(part) or []
+        if part not in data:
+            continue
+        items = data[part] or []
         if not isinstance(items, list):
             raise CrlError(f"{part}: expected a list, not {_kind(items)}")
         data[part] = [whole(item, f"{part}.{i}") for i, item in enumerate(items)]
@@ -304,7 +325,7 @@ class Plan:
     interface: Interface
     agent: Agent
     methods: list[Any]
-    monitors: list[Any]
+    monitors: dict[str, Any]  # by the name that their records begin with
     device: str
 
     @property
@@ -327,7 +348,7 @@ def build(experiment: Experiment) -> Plan:
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
     methods = [_part(METHODS, "methods", i, spec, ("attach",)) for i, spec in enumerate(experiment.methods)]
-    monitors = [_part(MONITORS, "monitors", i, spec, ("measure",)) for i, spec in enumerate(experiment.monitors)]
+    monitors = build_monitors(experiment.monitors)
     for method, spec in zip(methods, experiment.methods, strict=True):
         if getattr(method, "needs_boundaries", False) and not experiment.boundary.announced:
             raise CrlError(f"boundary.announced: false hides boundaries, which method {spec['use']!r} needs")
@@ -415,6 +436,22 @@ def check_rooms() -> None:
 def _room(name: str) -> Any:
     check_rooms()
     return importlib.import_module(name)
+
+
+def build_monitors(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The monitors by name: what they are called in `use:`, or their own `name:`."""
+    monitors: dict[str, Any] = {}
+    for i, spec in enumerate(specs):
+        own = {key: value for key, value in spec.items() if key != "name"}
+        name = spec.get("name") or str(spec["use"]).rpartition(".")[2]
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,60}", name):
+            raise CrlError(f"monitors.{i}.name: {name!r} is not a name of letters, digits, '.', '_', '+' and '-'")
+        if name in monitors:
+            raise CrlError(
+                f"monitors.{i}: another monitor is called {name!r} already; give this one a `name:` of its own"
+            )
+        monitors[name] = _at(f"monitors.{i}", _part, MONITORS, "monitors", i, own, ("measure",))
+    return monitors
 
 
 def _part(short: Mapping[str, str], place: str, i: int, spec: dict[str, Any], needed: tuple[str, ...]) -> Any:

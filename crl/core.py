@@ -130,6 +130,7 @@ class Record:
     visit: int
     task: str = ""
     phase: str = ""
+    note: str = ""  # why the value is missing, where it is
 
 
 class Agent(Protocol):
@@ -138,7 +139,12 @@ class Agent(Protocol):
     Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all rules
     but the defaults need it), and `accepts(rules)` refuses some of them with a `CrlError`; `facing(task)` is a context
     around evaluation and looking (heads, masks); `stride` is the number of vector steps between two updates (visits
-    are rounded up to it); `model` and `optimizers` are what methods and monitors work on.
+    are rounded up to it); `model` and `optimizers` are what methods and monitors work on. `prepare(experience)` makes
+    a batch, a mapping of tensors with all that is constant while learning; `outputs(batch)`, (samples, numbers), and
+    `objective(outputs, batch)`, the mean loss, are pure in the model's parameters: gradients and curvature. Beside them
+    `networks` names the parameters of each network (by default all of the model is one), `error(outputs, batch)` is
+    the part of the objective that is an error, `metric(outputs, batch)` weighs outputs where the objective is not
+    convex in them, `divergence(before, after)` says by name how far each sample's outputs moved.
     """
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
@@ -205,23 +211,31 @@ class Boundary:
     earlier: tuple[Task, ...]  # the other tasks visited before this one
     seed: int
     size: int = 512  # samples that `experience` holds
+    _seen: dict[tuple[str, int], Experience] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def task(self) -> Task:
         """The task being entered or left."""
         return self.visit.task
 
-    def experience(self, task: Task | None = None) -> Experience:
-        """Fresh experience of the agent on a task: by default the boundary's own."""
-        task = task or self.task
-        return task.sample(self.agent, self.seed, self.size)
+    def experience(self, task: Task | None = None, size: int | None = None) -> Experience:
+        """Fresh experience of the agent on a task (by default the boundary's own), sampled once for all monitors."""
+        task, size = task or self.task, size or self.size
+        if (task.name, size) not in self._seen:
+            self._seen[task.name, size] = task.sample(self.agent, self.seed, size)
+        return self._seen[task.name, size]
 
 
 class Monitor(Protocol):
-    """Looks at a boundary and changes nothing: no weight, gradient, buffer or random stream."""
+    """Looks at a boundary and changes nothing: no weight, gradient, buffer or random stream.
 
-    def measure(self, boundary: Boundary) -> Mapping[str, float | Array]:
-        """Numbers, or arrays of them, by name."""
+    An optional `needs` names the parts of an agent that it cannot do without; an optional `state_dict` and
+    `load_state_dict` hold what it remembers from boundary to boundary. An error says in one sentence why there is
+    nothing to measure: it is recorded, and the run goes on.
+    """
+
+    def measure(self, boundary: Boundary) -> Mapping[str, Any]:
+        """Numbers by name; or arrays of them, or a `crl.linalg.Spectrum`."""
         ...
 
 

@@ -25,10 +25,12 @@ from crl.core import (
     State,
     Visit,
     aside,
+    brief,
     derive,
     random_state,
     set_random_state,
 )
+from crl.linalg import CurvatureError, Spectrum
 from crl.store import RunFolder
 
 EVALUATE, LOOK = 2, 3  # names of random streams, beside the visits' (1)
@@ -51,6 +53,7 @@ class Walk:
         self.board = sinks.TensorBoard(folder.tensorboard, self.names)
         self.terminal = sinks.Terminal(verbosity=verbosity, visits=len(plan.order), total_steps=sum(plan.steps))
         self.asked_to_stop = ""
+        self.told: set[str] = set()  # what has been said once, and is not said again
         for method in plan.methods:
             method.attach(plan.agent)
 
@@ -77,13 +80,7 @@ class Walk:
                 raise Stopped
 
     def _enter(self, visit: Visit) -> None:
-        if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
-            enter = getattr(self.agent, "enter", None)
-            if enter is not None:
-                enter(visit)
-        if visit.rules.announced:
-            for method in self.plan.methods:
-                method.enter(visit)
+        enter(self.plan, visit)
         self._look(visit, "init")
 
     def _train(self, visit: Visit) -> None:
@@ -107,19 +104,25 @@ class Walk:
                 raise Stopped
 
     def _look(self, visit: Visit, phase: str) -> None:
-        if not self.plan.monitors:
-            return
-        seen = {self.plan.order[i]: self.plan.visits[i].task for i in range(visit.index - 1)}
-        earlier = tuple(task for task in seen.values() if task is not visit.task)
-        seed = derive(self.experiment.seed, LOOK, visit.index)
-        boundary = Boundary(visit, phase, self.step, self.agent, earlier, seed)
-        for monitor in self.plan.monitors:
+        boundary = boundary_of(self.plan, visit, phase, self.step)
+        for name, monitor in self.plan.monitors.items():
+            self.terminal.doing(f"visit {visit.index}, {phase}: looking at {name}")
             began = time.perf_counter()
-            with aside(seed):
-                found = monitor.measure(boundary)
-            self._log(found, visit.index, visit.task.name, phase)
-            name = f"time/monitor/{type(monitor).__name__}"
-            self._log({name: time.perf_counter() - began}, visit.index, visit.task.name, phase)
+            found, problem = look(name, monitor, boundary)
+            for key, value in found.items():
+                if isinstance(value, Spectrum):
+                    self.folder.write_spectrum(visit.index, phase, key, value)
+                    self.board.spectrum(visit.index, phase, key, value)
+                else:
+                    self._log({key: value}, visit.index, visit.task.name, phase)
+            if problem:
+                self._log({name: math.nan}, visit.index, visit.task.name, phase, note=problem)
+                if problem not in self.told:
+                    self.terminal.note(f"monitor {name}: {problem}")
+                self.told.add(problem)
+            if found or problem:
+                cost = {f"time/monitor/{name}": time.perf_counter() - began}
+                self._log(cost, visit.index, visit.task.name, phase)
 
     def _evaluate(self, visit: int, phase: str) -> list[float]:
         evaluation = self.experiment.evaluation
@@ -153,10 +156,12 @@ class Walk:
 
     # Small parts.
 
-    def _log(self, found: Mapping[str, float | Array], visit: int, task: str = "", phase: str = "") -> None:
+    def _log(
+        self, found: Mapping[str, float | Array], visit: int, task: str = "", phase: str = "", note: str = ""
+    ) -> None:
         for name, value in found.items():
             plain = float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=float).ravel().tolist()
-            record = Record(name, plain, self.step, visit, task, phase)
+            record = Record(name, plain, self.step, visit, task, phase, note)
             self.jsonl.write(record)
             self.board.write(record)
         self.jsonl.flush()
@@ -180,9 +185,11 @@ class Walk:
             "agent": self.agent.state_dict(),
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
             "methods": [method.state_dict() for method in self.plan.methods],
-            "monitors": [
-                monitor.state_dict() if hasattr(monitor, "state_dict") else {} for monitor in self.plan.monitors
-            ],
+            "monitors": {
+                name: monitor.state_dict()
+                for name, monitor in self.plan.monitors.items()
+                if hasattr(monitor, "state_dict")
+            },
             "random": random_state(),
         }
         self.folder.save(self.folder.stopped if done else self.folder.boundary(visit), state)
@@ -195,12 +202,14 @@ class Walk:
             task.load_state_dict(state["tasks"][task.name])
         for method, value in zip(self.plan.methods, state["methods"], strict=True):
             method.load_state_dict(value)
-        for monitor, value in zip(self.plan.monitors, state["monitors"], strict=True):
-            if value:
-                monitor.load_state_dict(value)
+        for name, value in state["monitors"].items():
+            self.plan.monitors[name].load_state_dict(value)
         set_random_state(state["random"])
         for record in sinks.read_records(self.folder.records):
             self.board.write(record)
+        for visit, phase, spectrum in self.folder.read_spectra():
+            if visit <= len(self.rows) - 1 + bool(state["done"]):
+                self.board.spectrum(visit, phase, spectrum.settings["name"], spectrum)
         order = self.plan.order[: len(self.rows) - 1]
         self.board.matrix(self.step, self.rows, self.row_names[: len(self.rows)], self.names, order)
         self.folder.write_matrix(self.names, self.rows)
@@ -209,6 +218,39 @@ class Walk:
         """Flush and close every sink."""
         for sink in (self.terminal, self.jsonl, self.board):
             sink.close()
+
+
+def enter(plan: config.Plan, visit: Visit) -> None:
+    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced."""
+    if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
+        own = getattr(plan.agent, "enter", None)
+        if own is not None:
+            own(visit)
+    if visit.rules.announced:
+        for method in plan.methods:
+            method.enter(visit)
+
+
+def boundary_of(plan: config.Plan, visit: Visit, phase: str, step: int) -> Boundary:
+    """What monitors are shown before or after a visit."""
+    seen = {plan.order[i]: plan.visits[i].task for i in range(visit.index - 1)}
+    earlier = tuple(task for task in seen.values() if task is not visit.task)
+    return Boundary(visit, phase, step, plan.agent, earlier, derive(plan.experiment.seed, LOOK, visit.index))
+
+
+def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], str]:
+    """(what a monitor measures, under its name; or in one sentence why it cannot), leaving no trace."""
+    lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
+    if lacking:
+        return {}, f"{type(boundary.agent).__name__} has no {' and no '.join(lacking)}, so there is nothing to look at"
+    with aside(boundary.seed):
+        try:
+            found = monitor.measure(boundary)
+        except (CrlError, CurvatureError) as error:
+            return {}, str(error)
+        except Exception as error:  # a monitor of anybody's must not end a long run
+            return {}, brief(error)
+    return {f"{name}/{key}": value for key, value in found.items()}, ""
 
 
 @dataclass(frozen=True)

@@ -15,38 +15,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
-from crl.core import Array, CrlError, Record
+from crl.core import CrlError, Record
+from crl.linalg import Spectrum
+from crl.pictures import Rows, draw_matrix, draw_spectra, number, pixels, short
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Rows = Sequence[Sequence[float]]
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for these
-
-
-def short(name: str) -> str:
-    """A task's name without what all its neighbours share.
-
-    >>> short("MiniGrid-DoorKey-5x5-v0")
-    'DoorKey-5x5'
-    """
-    return name.replace("MiniGrid-", "").removesuffix("-v0")
-
-
-def number(value: float) -> str:
-    """A number as a cell shows it: about three digits, and a dash for one that is missing.
-
-    >>> number(0.8349), number(-12.34), number(1234.5), number(float("nan"))
-    ('0.83', '-12.3', '1234', '–')
-    """
-    if math.isnan(value):
-        return "–"
-    size = abs(value)
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
 class Jsonl:
@@ -70,7 +47,8 @@ class Jsonl:
 
     def write(self, record: Record) -> None:
         """Add one record."""
-        line = json.dumps(asdict(record) | {"value": _encode(record.value)}, allow_nan=False)
+        fields = {key: value for key, value in asdict(record).items() if key != "note" or value}
+        line = json.dumps(fields | {"value": _encode(record.value)}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
     def flush(self) -> None:
@@ -137,23 +115,48 @@ class TensorBoard:
             old.unlink()
         self._writer: Any = SummaryWriter(str(folder), flush_secs=10)
         self._writer.add_custom_scalars(_layout(tasks))
+        self._spectra: dict[str, list[tuple[str, Spectrum]]] = {}
 
     def write(self, record: Record) -> None:
         """Draw a number as a point of a curve, and an array as a histogram of what is finite in it."""
+        if record.name.endswith(("/half", "/error")):  # how sure a number is: the log has it
+            return
+        step = record.visit if looked(record) else record.step
         if not isinstance(record.value, list):
-            self._writer.add_scalar(tag(record), record.value, record.step)
+            self._writer.add_scalar(tag(record), record.value, step)
             return
         values = np.asarray(record.value, dtype=np.float64)
         values = values[np.isfinite(values)]
         if values.size:
-            self._writer.add_histogram(tag(record), values, record.step)
+            self._writer.add_histogram(tag(record), values, step)
+
+    def spectrum(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
+        """Show a spectrum as a histogram, and all of its name so far as one picture."""
+        values, weights = spectrum.values.ravel(), spectrum.weights.ravel() * spectrum.size / len(spectrum.values)
+        edges = np.histogram_bin_edges(values, 60)
+        counts, _ = np.histogram(values, edges, weights=weights)
+        self._writer.add_histogram_raw(
+            _clean(f"{name}/{phase}"),
+            min=float(values.min()),
+            max=float(values.max()),
+            num=int(spectrum.size),
+            sum=float(values @ weights),
+            sum_squares=float(values**2 @ weights),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=visit,
+        )
+        seen = self._spectra.setdefault(name, [])
+        seen.append((f"visit {visit}, {phase}", spectrum))
+        image = pixels(draw_spectra(seen, f"spectrum: {name}"))
+        self._writer.add_image(_clean(f"spectra/{name}"), image, visit, dataformats="HWC")
 
     def matrix(
         self, step: int, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]
     ) -> None:
         """Show the evaluation matrix so far; `draw_matrix` says what the arguments are."""
-        pixels = _pixels(draw_matrix(rows, row_names, tasks, visited))
-        self._writer.add_image("walk/matrix", pixels, step, dataformats="HWC")
+        image = pixels(draw_matrix(rows, row_names, tasks, visited))
+        self._writer.add_image("walk/matrix", image, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Enter the run in the table that compares runs, with its flat config and its final metrics."""
@@ -174,6 +177,11 @@ class TensorBoard:
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+def looked(record: Record) -> bool:
+    """Whether a monitor saw this: drawn by visit, not by step, since two boundaries share a step."""
+    return record.phase in ("init", "end") and not record.name.startswith("eval/")
 
 
 def tag(record: Record) -> str:
@@ -212,58 +220,16 @@ def _layout(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
             "average performance": ["Multiline", ["^metrics/average"]],
             "transfer": ["Multiline", ["^metrics/.*transfer"]],
         },
+        "Inside, by visit": {
+            "Hessian at the start of a visit: share of |eigenvalues| above .001": [
+                "Multiline",
+                ["^hessian/.*/epsilon_rank_0.001/init$"],
+            ],
+            "effective rank of the last hidden layers": ["Multiline", ["^erank/.*/last/effective_rank"]],
+            "dormant units": ["Multiline", ["^dormant/.*/dormant"]],
+            "distance from the first weights": ["Multiline", ["^norms/.*/distance_from_init"]],
+        },
     }
-
-
-def draw_matrix(rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]) -> Figure:
-    """Mean returns as coloured cells: a row for each boundary, a column for each task.
-
-    The first row comes before any training; `visited` names the column trained before each later row, which
-    gets a box. One scale of colours holds for all cells; a grey cell was not evaluated.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
-    low, high = _limits(values)
-    colours = colormaps["viridis"].with_extremes(bad="0.88")
-    size = (min(2.6 + 0.75 * len(tasks), 18.0), min(1.9 + 0.42 * len(rows), 14.0))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (len(tasks) + 3) / 3))
-    for (row, column), value in np.ndenumerate(values):
-        dark = math.isfinite(value) and (value - low) / (high - low) < 0.55
-        axes.text(column, row, number(value), ha="center", va="center", size=font, color="white" if dark else "black")
-    for row, column in enumerate(visited, 1):
-        box = Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.2)
-        axes.add_patch(box)
-    axes.set_xticks(range(len(tasks)), map(short, tasks), rotation=35, ha="left", rotation_mode="anchor", size=font)
-    axes.set_yticks(range(len(rows)), map(short, row_names), size=font)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.set_xticks(np.arange(1, len(tasks)) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="mean return", shrink=0.9).outline.set_visible(False)
-    return figure
-
-
-def _limits(values: Array) -> tuple[float, float]:
-    """The lowest and highest finite value, or something wider where these leave no room for colours."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _pixels(figure: Figure) -> Array:
-    from matplotlib.backends import backend_agg
-
-    canvas: Any = backend_agg.FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 class Terminal:
@@ -322,6 +288,11 @@ class Terminal:
             self._redraw("")
             self._print(text)
             self._redraw(live)
+
+    def doing(self, what: str) -> None:
+        """Say on the live line what takes a while."""
+        if self._tty and self._verbosity >= 0:
+            self._redraw(what[: self._width() - 1])
 
     def boundary(self, visit_index: int, task: str, scores: Mapping[str, float]) -> None:
         """How every task stands after a visit (or before the first, number 0); a star marks the one just visited."""

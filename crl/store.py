@@ -6,6 +6,7 @@ runs/<experiment>/<agent>[+methods]/seed-<n>/
     metrics.jsonl   one record a line
     matrix.csv      R[i, j]: a row before the first visit and one after each, a column a task
     checkpoints/    boundary-NN.pt at every boundary; stopped.pt where a run was interrupted within a visit
+    spectra/        <visit>-<phase>-<network>.npz: Ritz values, weights and settings
     tb/             TensorBoard's view of metrics.jsonl
 """
 
@@ -17,16 +18,20 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from crl.core import CrlError, State
+from crl.core import CrlError, State, brief
+from crl.linalg import Spectrum
 
 FORMAT = 1
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "minigrid", "numpy", "tensorboard")
@@ -109,6 +114,32 @@ class RunFolder:
         with open(self.path / "matrix.csv", newline="") as file:
             head, *rows = list(csv.reader(file))
         return head[1:], [[float(cell) for cell in row[1:]] for row in rows]
+
+    # Spectra.
+
+    def spectrum(self, visit: int, phase: str, name: str) -> Path:
+        """Where a monitor's spectrum lies: the Hessian's in `spectra/`, other operators' in a folder of their own."""
+        monitor, _, network = name.partition("/")
+        folder = self.path / "spectra" / ("" if monitor == "hessian" else monitor)
+        safe = re.sub(r"[^-+.=\w]", "-", network)
+        return folder / f"{visit}-{phase}-{safe}.npz"
+
+    def write_spectrum(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
+        """Write the Ritz values, weights and settings of a spectrum."""
+        path = self.spectrum(visit, phase, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, replace(spectrum, settings={**spectrum.settings, "name": name}).packed())
+
+    def read_spectra(self) -> list[tuple[int, str, Spectrum]]:
+        """(visit, phase, spectrum) of every file, in the order of the walk; a spectrum's settings hold its name."""
+        found = []
+        for path in (self.path / "spectra").rglob("*.npz"):
+            visit, phase, _ = path.name.split("-", 2)
+            try:
+                found.append((int(visit), phase, Spectrum.load(path)))
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                raise CrlError(f"{path}: not a spectrum of crl: {brief(error)}") from None
+        return sorted(found, key=lambda item: (item[0], item[1] == "end"))
 
     # Checkpoints.
 

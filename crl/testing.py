@@ -34,6 +34,7 @@ from crl.core import (
     random_state,
     set_random_state,
 )
+from crl.linalg import Spectrum
 
 TICK = 2_048  # a visit of three times as many steps has a middle to stop in
 PPO = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}  # a small agent for monitors and methods
@@ -105,8 +106,10 @@ def check_monitor(monitor: Monitor) -> None:
             _same(_everything(trial), before, "measure() changes", "work on copies")
             assert isinstance(found, Mapping), f"measure() must return a mapping, not a {type(found).__name__}."
             for name, value in found.items():
-                numeric = isinstance(name, str) and np.asarray(value).dtype.kind in "biuf"
-                assert numeric, f"measure() returns {value!r} for {name!r}: it must be a number or an array of numbers."
+                plain = isinstance(value, Spectrum) or np.asarray(value).dtype.kind in "biuf"
+                assert plain and isinstance(name, str), (
+                    f"measure() returns {value!r} for {name!r}: it must be a number, an array of numbers or a Spectrum."
+                )
             trial.go()
     if hasattr(monitor, "state_dict"):
         _frozen(monitor.state_dict())

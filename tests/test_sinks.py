@@ -16,7 +16,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from crl.core import CrlError, Record
-from crl.sinks import Jsonl, TensorBoard, Terminal, draw_matrix, number, read_records, short, tag
+from crl.pictures import draw_matrix, number, short
+from crl.sinks import Jsonl, TensorBoard, Terminal, read_records, tag
 
 EMPTY, DOOR = "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"
 ROWS = [[0.1, math.nan], [0.9, 0.2], [0.5, 0.8]]

@@ -6,6 +6,7 @@ standard error for each number; every eigenvalue by `eigvalsh` where that is no 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +40,10 @@ class Estimate:
 class Spectrum:
     """Eigenvalues, or Ritz values that stand for them: for each probe a row of values, and of weights that sum to 1."""
 
-    values: Array  # (probes, steps), float64; padded with weight 0 where a probe ended early
-    weights: Array
+    values: Array = field(repr=False)  # (probes, steps), float64; padded with weight 0 where a probe ended early
+    weights: Array = field(repr=False)
     size: int  # of the matrix
-    half: tuple[Array, Array] | None = None  # the same after half the steps; None where exact
+    half: tuple[Array, Array] | None = field(default=None, repr=False)  # after half the steps; None where exact
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -143,11 +144,16 @@ class Spectrum:
 
     def save(self, path: Path | str) -> None:
         """Write an `.npz` of plain arrays."""
+        Path(path).write_bytes(self.packed())
+
+    def packed(self) -> bytes:
+        """The content of such a file."""
         arrays: dict[str, Any] = {"values": self.values, "weights": self.weights}
         if self.half is not None:
             arrays |= {"half_values": self.half[0], "half_weights": self.half[1]}
-        with open(path, "wb") as file:
-            np.savez_compressed(file, settings=np.array(json.dumps({**self.settings, "size": self.size})), **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, settings=np.array(json.dumps({**self.settings, "size": self.size})), **arrays)
+        return file.getvalue()
 
     @classmethod
     def load(cls, path: Path | str) -> Spectrum:
@@ -218,6 +224,7 @@ def hessian_spectrum(
 ) -> Spectrum:
     """The Hessian spectrum of `loss(model(inputs), targets)`, a mean over the samples of `batch = (inputs, targets)`.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
     >>> inputs, targets = torch.randn(64, 3), torch.randint(2, (64,))

@@ -1,0 +1,59 @@
+"""How much memory curvature would take, and how much there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crl.linalg.operators import KEEP
+from crl.linalg.problem import Problem, rows, steady
+
+TRIAL = 16  # samples whose graph is weighed
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that are free, or None where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    return min(free, limit) if free is not None and (limit := _container()) is not None else free
+
+
+def _container() -> int | None:
+    """What a container's own limit leaves."""
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:
+        return None
+    return int(limit) - int(used) if limit.isdigit() else None
+
+
+def needed(problem: Problem, steps: int) -> int:
+    """Bytes for a Lanczos basis, and for the graph of a chunk (of all samples where all are kept)."""
+    basis = (steps + 4) * problem.size * problem.like.element_size()
+    trial = min(TRIAL, problem.samples)
+    held = problem.samples if problem.samples <= KEEP else min(problem.chunk or problem.samples, problem.samples)
+    return basis + graph(problem, trial) * held // trial
+
+
+def graph(problem: Problem, samples: int) -> int:
+    """Bytes that a gradient's graph of so many samples keeps."""
+    seen: dict[int, int] = {}
+
+    def weigh(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in problem.parameters.values()}
+    batch = rows(problem.batch, 0, samples)
+    with torch.enable_grad(), steady(problem.module), torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+        loss = problem.objective(problem.outputs(batch), batch)
+        gradient = torch.autograd.grad(loss, list(problem.parameters.values()), create_graph=True, allow_unused=True)
+    del gradient
+    return sum(size for place, size in seen.items() if place not in own)

@@ -1,0 +1,116 @@
+"""What has moved: features of old tasks from boundary to boundary, and answers from a visit's start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crl.core import Boundary, State, facing
+from crl.monitors.features import features
+from crl.monitors.look import Look, View
+
+
+class Drift(Look):
+    """Representation drift on each task seen: 1 - linear CKA of the last hidden layer between two boundaries.
+
+    The inputs are fixed: those of the task when it was first seen. Centred (Kornblith et al. 2019); 0 is no change but
+    rotation and scale. Cost: a forward pass a task.
+    """
+
+    def __init__(self, **look: Any) -> None:
+        super().__init__(**look)
+        self.inputs: dict[str, dict[str, Tensor]] = {}
+        self.before: dict[str, dict[str, Tensor]] = {}
+
+    def measure(self, boundary: Boundary) -> Mapping[str, float]:
+        """`<network>/on/<task>`: since the last boundary looked at."""
+        if boundary.phase not in self.at:
+            return {}
+        found: dict[str, float] = {}
+        for task in (boundary.task, *boundary.earlier):
+            with facing(boundary.agent, task):
+                view = View(boundary, task, self.samples)
+                if task.name not in self.inputs:
+                    self.inputs[task.name] = dict(view.batch)
+                seen = features(view, self.inputs[task.name])
+            now = {network: layers[-1].values.clone() for network, layers in seen.items()}
+            for network, old in self.before.get(task.name, {}).items():
+                found[f"{network}/on/{task.name}"] = 1 - cka(old, now[network])
+            self.before[task.name] = now
+        return found
+
+    def state_dict(self) -> State:
+        """The inputs, and the features last seen on them."""
+        return {"inputs": _copied(self.inputs), "before": _copied(self.before)}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        self.inputs, self.before = _copied(state["inputs"]), _copied(state["before"])
+
+
+def cka(left: Tensor, right: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of features of the same samples; NaN where one does not vary.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> round(cka(x, 3 * x.flip(1)), 6)
+    1.0
+    """
+    left, right = ((each - each.mean(0)).double() for each in (left, right))
+    cross, own = (left.T @ right).square().sum(), (left.T @ left).norm() * (right.T @ right).norm()
+    return float(cross / own) if own > 0 else float("nan")
+
+
+class Churn(Look):
+    """How far a visit moves the answers on its own and on earlier tasks: KL from `init` to `end`, value change.
+
+    On the experience at `init`. What is recorded is the agent's `divergence`: PPO's KL and squared value change, DQN's
+    share of flipped greedy actions and squared change of values. Cost: two forward passes a task.
+    """
+
+    needs = (*Look.needs, "divergence")
+
+    def __init__(self, *, samples: int = 512) -> None:
+        super().__init__(samples=samples)
+        self.inputs: dict[str, dict[str, Tensor]] = {}
+        self.before: dict[str, Tensor] = {}
+
+    def measure(self, boundary: Boundary) -> Mapping[str, float]:
+        """At `end`: `<what>`, and `<what>/on/<task>` for earlier tasks."""
+        tasks = (boundary.task, *boundary.earlier)
+        if boundary.phase == "init":
+            self.inputs, self.before = {}, {}
+            for task in tasks:
+                with facing(boundary.agent, task):
+                    self.inputs[task.name] = dict(View(boundary, task, self.samples).batch)
+                    self.before[task.name] = self._answers(boundary, task.name)
+            return {}
+        found = {}
+        for task in (task for task in tasks if task.name in self.before):
+            with facing(boundary.agent, task):
+                now = self._answers(boundary, task.name)
+            agent: Any = boundary.agent
+            for name, values in agent.divergence(self.before[task.name], now).items():
+                found[name if task is boundary.task else f"{name}/on/{task.name}"] = float(values.double().mean())
+        return found
+
+    def _answers(self, boundary: Boundary, task: str) -> Tensor:
+        agent: Any = boundary.agent
+        with torch.no_grad():
+            answer: Tensor = agent.outputs(self.inputs[task])
+        return answer.clone()
+
+    def state_dict(self) -> State:
+        """The inputs and answers at `init`."""
+        return {"inputs": _copied(self.inputs), "before": {name: value.clone() for name, value in self.before.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        self.inputs = _copied(state["inputs"])
+        self.before = {name: value.clone() for name, value in state["before"].items()}
+
+
+def _copied(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {task: {name: value.clone() for name, value in parts.items()} for task, parts in nested.items()}

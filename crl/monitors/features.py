@@ -1,0 +1,218 @@
+"""What hidden layers say: the ranks of their activations, and how many of their units still say anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import CrlError
+from crl.linalg import RANKS, CurvatureError
+from crl.linalg.problem import steady
+from crl.monitors.look import Look, View
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.RNNBase, nn.RNNCellBase)
+ACTIVE: dict[type[nn.Module], Any] = {  # where a unit of this kind is not stuck
+    nn.Tanh: lambda h: h.abs() <= 0.99,
+    nn.Sigmoid: lambda h: (h >= 0.01) & (h <= 0.99),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a hidden layer hands on, (samples, units); of a convolution the units are channels, places are samples."""
+
+    name: str
+    values: Tensor
+    activation: type[nn.Module] | None
+
+    @property
+    def active(self) -> Tensor:
+        """Which activations are not stuck: not 0 (or, for tanh and sigmoid, not saturated)."""
+        inside: Tensor = ACTIVE.get(self.activation or nn.ReLU, lambda h: h != 0)(self.values)
+        return inside
+
+
+def features(view: View, batch: Mapping[str, Tensor] | None = None) -> dict[str, list[Layer]]:
+    """The hidden layers of each network in order: whatever its weighted layers after the first read."""
+    model: nn.Module = view.agent.model
+    batch = view.batch if batch is None else batch
+    read: list[tuple[str, nn.Module, Tensor, type[nn.Module] | None]] = []
+    made: dict[int, type[nn.Module]] = {}
+
+    def hook(name: str, part: nn.Module) -> Any:
+        def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            if isinstance(part, WEIGHTED):
+                read.append((name, part, inputs[0].detach(), made.get(inputs[0].data_ptr())))
+            elif isinstance(output, Tensor):
+                made[output.data_ptr()] = type(part)
+                kept.append(output)  # alive, so that its place in memory is not taken by another
+
+        return catch
+
+    kept: list[Tensor] = []
+    leaves = [
+        (name, part) for name, part in model.named_modules() if isinstance(part, WEIGHTED) or not [*part.children()]
+    ]
+    handles = [part.register_forward_hook(hook(name, part)) for name, part in leaves]
+    try:
+        with torch.no_grad(), steady(model):
+            view.agent.outputs(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, list[Layer]] = {}
+    for network, parameters in view.networks.items():
+        chosen = {id(value) for value in parameters.values()}
+        own = [entry for entry in read if any(id(value) in chosen for value in entry[1].parameters(recurse=False))]
+        found[network] = [Layer(name, _units(part, seen), kind) for name, part, seen, kind in own[1:]]
+    if not any(found.values()):
+        raise CurvatureError("no hidden layer was found: the model has less than two layers with weights")
+    return {network: layers for network, layers in found.items() if layers}
+
+
+def _units(part: nn.Module, seen: Tensor) -> Tensor:
+    if isinstance(part, nn.Conv1d | nn.Conv2d):
+        return seen.movedim(1, -1).flatten(0, -2)
+    return seen.reshape(-1, seen.shape[-1])
+
+
+class ERank(Look):
+    """Ranks of hidden activations (samples x units): of each network's last hidden layer, or of all.
+
+    Source: Roy and Vetterli 2007; as a sign of collapse, arXiv 2509.22335 and 2603.04580. Uncentred unless asked.
+    Cost: one forward pass and a singular value decomposition a layer.
+    """
+
+    def __init__(
+        self, *, layers: str = "last", ranks: Sequence[str] = ("effective_rank",), centred: bool = False, **look: Any
+    ) -> None:
+        super().__init__(**look)
+        if layers not in ("last", "all"):
+            raise CrlError(f"layers: {layers!r} is not last or all")
+        unknown = [name for name in ranks if name not in RANKS]
+        if unknown:
+            raise CrlError(f"ranks: unknown {unknown[0]!r}; known are {', '.join(RANKS)}")
+        self.layers, self.ranks, self.centred = layers, tuple(ranks), centred
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """`<network>/last/<rank>`, or `<network>/hidden-<n>/<rank>`."""
+        found = {}
+        for network, layers in features(view).items():
+            named = (
+                {"last": layers[-1]} if self.layers == "last" else {f"hidden-{i}": x for i, x in enumerate(layers, 1)}
+            )
+            for place, layer in named.items():
+                for rank in self.ranks:
+                    found[f"{network}/{place}/{rank}"] = RANKS[rank](layer.values, centred=self.centred)  # type: ignore[operator]
+        return found
+
+
+class Dormant(Look):
+    """Shares of hidden units that are dormant (score at most tau) or dead, and of activations that are not stuck.
+
+    A unit's score is its mean |h| over its layer's mean (Sokar et al. 2023); dead is 0 on every sample. Active counts
+    activations: not 0, or for tanh |h| <= .99 and for a sigmoid within [.01, .99]. Cost: one forward pass.
+    """
+
+    def __init__(self, *, tau: float = 0.025, **look: Any) -> None:
+        super().__init__(**look)
+        if not isinstance(tau, int | float) or isinstance(tau, bool) or tau < 0:
+            raise CrlError(f"tau: {tau!r} is not a number of at least 0")
+        self.tau = tau
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """`<network>/dormant`, `/dead` and `/active`, over all hidden layers."""
+        found = {}
+        for network, layers in features(view).items():
+            units = sum(layer.values.shape[1] for layer in layers)
+            found[f"{network}/dormant"] = sum(int((score(x.values) <= self.tau).sum()) for x in layers) / units
+            found[f"{network}/dead"] = sum(int((x.values == 0).all(0).sum()) for x in layers) / units
+            count = sum(x.values.numel() for x in layers)
+            found[f"{network}/active"] = sum(int(x.active.sum()) for x in layers) / count
+        return found
+
+
+def score(values: Tensor) -> Tensor:
+    """Each unit's mean magnitude over the layer's mean: Sokar et al. 2023 (arXiv 2302.12902), equation 1.
+
+    >>> import torch
+    >>> score(torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, -2.0]])).tolist()
+    [1.0, 0.0, 2.0]
+    """
+    size = values.abs().mean(0)
+    return size / (size.mean() + 1e-9)
+
+
+class Capacity(Look):
+    """Used capacity: how many units of the last hidden layer hold 99 % of its variance. Cost: a forward pass."""
+
+    def __init__(self, *, share: float = 0.99, **look: Any) -> None:
+        super().__init__(**look)
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise CrlError(f"share: {share!r} is not a number in (0, 1]")
+        self.share = share
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """`<network>/units`, and `<network>/share` of the layer's."""
+        found: dict[str, float] = {}
+        for network, layers in features(view).items():
+            count = used(layers[-1].values, self.share)
+            found |= {f"{network}/units": count, f"{network}/share": count / layers[-1].values.shape[1]}
+        return found
+
+
+def used(values: Tensor, share: float) -> float:
+    """The least number of units that together hold a share of the variance.
+
+    >>> import torch
+    >>> used(torch.tensor([[1.0, 0.1, 5.0], [-1.0, -0.1, 5.0]]), 0.99)
+    1.0
+    """
+    spread = values.double().var(0, correction=0).sort(descending=True).values
+    if not torch.isfinite(spread).all():
+        return float("nan")
+    if spread.sum() == 0:
+        return 0.0
+    return float((spread.cumsum(0) < share * spread.sum() * (1 - 1e-12)).sum() + 1)
+
+
+class Interference(Look):
+    """Principal angles between the feature subspaces of the new task and of each earlier one (last hidden layers).
+
+    A subspace holds the leading directions with 99 % of the squared singular values. Overlap is the mean squared
+    cosine: 1 where the smaller lies in the larger, 0 where they share nothing. Cost: a forward pass a task.
+    """
+
+    def __init__(self, *, share: float = 0.99, **look: Any) -> None:
+        super().__init__(**look)
+        self.share = share
+
+    def measure(self, boundary: Any) -> Mapping[str, float]:
+        """`<network>/overlap/with/<task>` and `<network>/angle/with/<task>`, the mean angle in degrees."""
+        if boundary.phase not in self.at:
+            return {}
+        spaces = {task.name: self.on(boundary, task) for task in (boundary.task, *boundary.earlier)}
+        found = {}
+        for task in boundary.earlier:
+            for network, new in spaces[boundary.task.name].items():
+                cosines = torch.linalg.svdvals(new.T @ spaces[task.name][network]).clamp(0, 1)
+                found[f"{network}/overlap/with/{task.name}"] = float(cosines.square().mean())
+                found[f"{network}/angle/with/{task.name}"] = float(torch.rad2deg(torch.arccos(cosines)).mean())
+        return found
+
+    def look(self, view: View) -> Mapping[str, Tensor]:
+        """An orthonormal basis of each network's feature subspace, (units, directions)."""
+        return {network: subspace(layers[-1].values, self.share) for network, layers in features(view).items()}
+
+
+def subspace(values: Tensor, share: float) -> Tensor:
+    """The leading right singular vectors that hold a share of the squared singular values."""
+    _, sizes, directions = torch.linalg.svd(values.double(), full_matrices=False)
+    power = sizes.square()
+    count = int((power.cumsum(0) < share * power.sum() * (1 - 1e-12)).sum()) + 1
+    basis: Tensor = directions[:count].T
+    return basis

@@ -1,0 +1,108 @@
+"""What the monitors here share: when they look, at which tasks, and what of an agent they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from crl.core import Agent, Boundary, CrlError, Experience, Task, facing
+from crl.linalg import Problem
+
+PHASES = ("init", "end")
+
+
+class Look:
+    """A monitor that looks at the agent on one task at a time: subclasses write `look(view)`.
+
+    `at` names the phases, `earlier: true` adds every earlier task (names end in `/on/<task>`), `samples` is how much
+    of a task's experience is looked at.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("model", "prepare", "outputs", "objective")
+
+    def __init__(self, *, at: Iterable[str] | str = PHASES, earlier: bool = False, samples: int = 512) -> None:
+        self.at = (at,) if isinstance(at, str) else tuple(at)
+        if not self.at or any(phase not in PHASES for phase in self.at):
+            raise CrlError(f"at: {', '.join(map(str, self.at)) or 'nothing'} is not init, end, or a list of both")
+        whole("samples", samples, 2)
+        self.earlier, self.samples = earlier, samples
+
+    def measure(self, boundary: Boundary) -> Mapping[str, Any]:
+        """What `look` sees of the boundary's task, and of the earlier ones where asked."""
+        if boundary.phase not in self.at:
+            return {}
+        found = dict(self.on(boundary, boundary.task))
+        for task in boundary.earlier if self.earlier else ():
+            found |= {f"{name}/on/{task.name}": value for name, value in self.on(boundary, task).items()}
+        return found
+
+    def on(self, boundary: Boundary, task: Task) -> Mapping[str, Any]:
+        """`look`, with the agent facing a task."""
+        with facing(boundary.agent, task):
+            return self.look(View(boundary, task, self.samples))
+
+    def look(self, view: View) -> Mapping[str, Any]:
+        """Numbers, arrays or spectra by name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class View:
+    """An agent on a task at a boundary, as `look` is given it."""
+
+    boundary: Boundary
+    task: Task
+    samples: int
+
+    @property
+    def agent(self) -> Any:
+        """The agent."""
+        return self.boundary.agent
+
+    @cached_property
+    def experience(self) -> Experience:
+        """Fresh experience on the task."""
+        return self.boundary.experience(self.task, self.samples)
+
+    @cached_property
+    def batch(self) -> Mapping[str, torch.Tensor]:
+        """The experience as the agent's loss takes it."""
+        prepared: Mapping[str, torch.Tensor] = self.agent.prepare(self.experience)
+        return prepared
+
+    @cached_property
+    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters of each network."""
+        return networks(self.agent)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The agent's loss on the batch, as a function of all its networks' parameters."""
+        return problem_of(self.agent, self.batch)
+
+
+def networks(agent: Agent) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of each network of an agent; one network, `model`, where it does not say."""
+    own: dict[str, dict[str, nn.Parameter]] | None = getattr(agent, "networks", None)
+    if own is not None:
+        return own
+    model: nn.Module = agent.model  # type: ignore[attr-defined]
+    return {"model": {name: value for name, value in model.named_parameters() if value.requires_grad}}
+
+
+def problem_of(agent: Any, batch: Mapping[str, torch.Tensor], chunk: int | None = None) -> Problem:
+    """An agent's loss on a batch."""
+    everything = {name: value for part in networks(agent).values() for name, value in part.items()}
+    metric = getattr(agent, "metric", None)
+    return Problem(agent.model, agent.outputs, agent.objective, batch, everything, metric, chunk)
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is not a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CrlError(f"{name}: {value!r} is not a whole number of at least {least}")

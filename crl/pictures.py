@@ -1,0 +1,141 @@
+"""The pictures of a run: the evaluation matrix as coloured cells, and spectra as one line a boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crl.core import Array
+from crl.linalg import Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Sequence[float]]
+SMALL = 1e-4  # where the axis of eigenvalues turns from linear to logarithmic
+
+
+def short(name: str) -> str:
+    """A task's name without what all its neighbours share.
+
+    >>> short("MiniGrid-DoorKey-5x5-v0")
+    'DoorKey-5x5'
+    """
+    return name.replace("MiniGrid-", "").removesuffix("-v0")
+
+
+def number(value: float) -> str:
+    """A number as a cell shows it: about three digits, and a dash for one that is missing.
+
+    >>> number(0.8349), number(-12.34), number(1234.5), number(float("nan"))
+    ('0.83', '-12.3', '1234', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    size = abs(value)
+    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
+
+
+def draw_matrix(rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]) -> Figure:
+    """Mean returns as coloured cells: a row for each boundary, a column for each task.
+
+    The first row comes before any training; `visited` names the column trained before each later row, which
+    gets a box. One scale of colours holds for all cells; a grey cell was not evaluated.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
+    low, high = _limits(values)
+    colours = colormaps["viridis"].with_extremes(bad="0.88")
+    size = (min(2.6 + 0.75 * len(tasks), 18.0), min(1.9 + 0.42 * len(rows), 14.0))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (len(tasks) + 3) / 3))
+    for (row, column), value in np.ndenumerate(values):
+        dark = math.isfinite(value) and (value - low) / (high - low) < 0.55
+        axes.text(column, row, number(value), ha="center", va="center", size=font, color="white" if dark else "black")
+    for row, column in enumerate(visited, 1):
+        box = Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.2)
+        axes.add_patch(box)
+    axes.set_xticks(range(len(tasks)), map(short, tasks), rotation=35, ha="left", rotation_mode="anchor", size=font)
+    axes.set_yticks(range(len(rows)), map(short, row_names), size=font)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_xticks(np.arange(1, len(tasks)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="mean return", shrink=0.9).outline.set_visible(False)
+    return figure
+
+
+def _limits(values: Array) -> tuple[float, float]:
+    """The lowest and highest finite value, or something wider where these leave no room for colours."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def pixels(figure: Figure) -> Array:
+    from matplotlib.backends import backend_agg
+
+    canvas: Any = backend_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_spectra(seen: Sequence[tuple[str, Spectrum]], title: str) -> Figure:
+    """Densities of eigenvalues on a symmetric logarithmic axis, a line for each boundary, the newest darkest.
+
+    Each Ritz value is smoothed over a tenth of a decade: a picture, nothing is counted from it.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    reach = max((spectrum.magnitude for _, spectrum in seen), default=1.0)
+    far = float(bend(np.array(max(reach, 10 * SMALL)))) + 0.4
+    grid = np.linspace(-far, far, 801)
+    for i, (label, spectrum) in enumerate(seen):
+        colour = colormaps["viridis_r"](0.15 + 0.85 * (i + 1) / len(seen))
+        width = 1.2 if i + 1 < len(seen) else 2.2
+        axes.semilogy(grid, density(spectrum, grid), color=colour, linewidth=width, label=label)
+    powers = range(0, math.ceil(far) + 1)
+    ticks = [sign * (SMALL * 10.0**power) for sign in (-1, 1) for power in powers if power % 2 == 0]
+    ticks = [0.0, *(tick for tick in ticks if abs(tick) <= 10 * reach)]
+    axes.set_xticks(bend(np.array(ticks)), [f"{tick:g}" for tick in ticks], size=8)
+    axes.set_xlim(-far, far)
+    axes.set_ylim(1e-6, 10)
+    axes.set_xlabel("eigenvalue")
+    axes.set_ylabel("share of eigenvalues a decade", size=9)
+    axes.set_title(title, size=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, frameon=False, ncols=2 if len(seen) > 8 else 1, loc="upper left")
+    return figure
+
+
+def bend(values: Array) -> Array:
+    """A symmetric logarithm: decades beyond SMALL, linear within.
+
+    >>> [round(float(x), 2) for x in bend(np.array([-1e-2, 0.0, 1e-2, 1.0]))]
+    [-2.3, 0.0, 2.3, 4.3]
+    """
+    bent: Array = np.arcsinh(values / SMALL) / math.log(10)
+    return bent
+
+
+def density(spectrum: Spectrum, grid: Array, width: float = 0.1) -> Array:
+    """The share of eigenvalues a unit of the bent axis, smoothed over `width` of it."""
+    places = bend(spectrum.values.ravel())
+    weights = spectrum.weights.ravel() / len(spectrum.values)
+    kernel = np.exp(-0.5 * ((grid[:, None] - places) / width) ** 2) / (width * math.sqrt(2 * math.pi))
+    found: Array = kernel @ weights
+    return found

@@ -1,0 +1,146 @@
+"""A second look at a boundary of a finished (or stopped) run: the same monitors on the same data, or others."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crl import config
+from crl.core import CrlError, aside, set_random_state
+from crl.linalg import Spectrum
+from crl.run import Run, boundary_of, enter, look
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen at a boundary, and what the log of the run says of the same."""
+
+    run: str
+    visit: int
+    phase: str
+    task: str
+    step: int
+    numbers: dict[str, float | list[float]]
+    logged: dict[str, float | list[float]]
+    spectra: dict[str, Spectrum]
+    problems: dict[str, str]
+
+    @property
+    def differ(self) -> list[str]:
+        """Numbers that the log has otherwise."""
+        both = [name for name in self.numbers if name in self.logged]
+        return [name for name in both if not np.array_equal(self.numbers[name], self.logged[name], equal_nan=True)]
+
+    def table(self) -> str:
+        """A line for each number: its value, standard error, change from half the steps, and the log's value."""
+        shown = [name for name in self.numbers if not name.endswith(("/error", "/half"))]
+        wide = max([len(name) for name in shown] + [8])
+        lines = [f"{self.run}: visit {self.visit} ({self.task}), {self.phase}, step {self.step:,}"]
+        if shown:
+            lines.append(f"{'':<{wide}}  {'value':>12}  {'error':>10}  {'from half':>10}  {'logged':>12}")
+        for name in shown:
+            cells = [self.numbers[name], *(self.numbers.get(f"{name}/{part}") for part in ("error", "half"))]
+            value, error, half = (_cell(cell) for cell in cells)
+            lines.append(f"{name:<{wide}}  {value:>12}  {error:>10}  {half:>10}  {_cell(self.logged.get(name)):>12}")
+        lines += [f"{name}: {why}" for name, why in self.problems.items()]
+        if self.logged:
+            same = len([name for name in self.numbers if name in self.logged])
+            verdict = f"{len(self.differ)} of them differ" if self.differ else "all equal"
+            lines.append(f"{same} of these numbers are in the run's log: {verdict}")
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The same, and the spectra whole."""
+        spectra = {
+            name: {"values": seen.values.tolist(), "weights": seen.weights.tolist(), "size": seen.size}
+            for name, seen in self.spectra.items()
+        }
+        head = {"run": self.run, "visit": self.visit, "phase": self.phase, "task": self.task, "step": self.step}
+        found = {"numbers": self.numbers, "logged": self.logged, "problems": self.problems, "spectra": spectra}
+        return json.dumps(_plain({**head, **found}), indent=1, allow_nan=False)
+
+
+def probe(
+    path: str | Path,
+    visit: int | None = None,
+    phase: str = "init",
+    monitors: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Seen:
+    """Look at a run's boundary again: with its own monitors, or with those named; `options` are for a single one."""
+    run = Run(Path(path))
+    specs = _specs(run.experiment.monitors, monitors, dict(options or {}))
+    if phase not in ("init", "end"):
+        raise CrlError(f"--phase: {phase!r} is not init or end")
+    plan, state = run.at(None) if visit is None else run.at(_checked(run, visit) - 1)
+    if visit is None:
+        visit = max(1, state["visit"])
+        plan, state = run.at(visit - 1)
+    here = plan.visits[visit - 1]
+    looking = config.build_monitors(specs)
+    for name, monitor in looking.items():
+        if name in state["monitors"] and hasattr(monitor, "load_state_dict"):
+            monitor.load_state_dict(state["monitors"][name])
+    with aside(0):
+        set_random_state(state["random"])
+        for method, value in zip(plan.methods, state["methods"], strict=True):
+            method.attach(plan.agent)
+            method.load_state_dict(value)
+        enter(plan, here)
+    boundary = boundary_of(plan, here, "init", state["step"])
+    if phase == "end":
+        for name, monitor in looking.items():
+            if hasattr(monitor, "state_dict"):  # it remembers the beginning of the visit
+                look(name, monitor, boundary)
+        plan, state = run.at(visit)
+        boundary = boundary_of(plan, plan.visits[visit - 1], "end", state["step"])
+    numbers: dict[str, float | list[float]] = {}
+    spectra, problems = {}, {}
+    for name, monitor in looking.items():
+        found, problem = look(name, monitor, boundary)
+        if problem:
+            problems[name] = problem
+        for key, value in found.items():
+            if isinstance(value, Spectrum):
+                spectra[key] = value
+            else:
+                numbers[key] = float(value) if np.ndim(value) == 0 else np.asarray(value, float).ravel().tolist()
+    logged = {r.name: r.value for r in run.records if r.visit == visit and r.phase == phase and r.name in numbers}
+    return Seen(str(path), visit, phase, here.task.name, boundary.step, numbers, logged, spectra, problems)
+
+
+def _specs(own: Sequence[Mapping[str, Any]], names: Sequence[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run's own monitors, or those named: as the run had them if it did, with other options where given."""
+    had = {str(spec.get("name") or str(spec["use"]).rpartition(".")[2]): dict(spec) for spec in own}
+    specs = [had.get(name, {"use": name}) for name in names] if names else list(had.values())
+    if options and len(specs) != 1:
+        raise CrlError(f"--{next(iter(options))}: say which one monitor it is for: --monitor NAME")
+    return [{**spec, **options} for spec in specs]
+
+
+def _checked(run: Run, visit: int) -> int:
+    count = len(run.manifest["visits"])
+    if not 1 <= visit <= count:
+        raise CrlError(f"--visit: {visit} is not one of the run's visits, 1 to {count}")
+    return visit
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else f"{len(value)} numbers"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can say it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
