@@ -59,3 +59,44 @@ class Heads(nn.Module):
         """The answer of the current head."""
         answer: torch.Tensor = self.heads[self.current](features)
         return answer
+
+
+class ResNet18(nn.Module):
+    """The residual network of He et al. 2016 for small images: a 3x3 stem without pooling, four stages of two blocks.
+
+    >>> ResNet18(width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, outputs: int = 10, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, width), nn.ReLU())
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        stages = zip(widths, widths[1:], (1, 2, 2, 2), strict=False)
+        self.blocks = nn.Sequential(*(b for i, o, s in stages for b in (Block(i, o, s), Block(o, o, 1))))
+        self.head = nn.Linear(8 * width, outputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of images, (batch, 3, height, width)."""
+        logits: torch.Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        return logits
+
+
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), _conv(outputs, outputs))
+        same = inputs == outputs and stride == 1
+        self.around = nn.Identity() if same else _conv(inputs, outputs, stride, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Both ways, added."""
+        out: torch.Tensor = self.relu(self.body(x) + self.around(x))
+        return out
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))

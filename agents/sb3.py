@@ -472,7 +472,7 @@ class PPO(OnPolicy):
         policy, algo = self.algo.policy, self.algo
         obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
         reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
-        gains = self._tensor(reward).float()
+        gains = self._tensor(reward).float().clone()
         action = self._tensor(experience.action if experience.note is None else np.stack(experience.note))
         cut = self._tensor(experience.truncated & ~experience.terminated)
         following = self._tensor(self._seen(experience.next_obs))

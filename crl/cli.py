@@ -126,9 +126,7 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
     if arguments.method:
         changes.append(("methods", [{"use": use} for use in arguments.method]))
     if arguments.monitor:
-        changes.append(
-            ("monitors", [] if arguments.monitor == ["none"] else [{"use": use} for use in arguments.monitor])
-        )
+        changes.append(("monitors", [{"use": use} for use in arguments.monitor if use != "none"]))
     changes += [(k, v) for k in ("seed", "device", "baseline") if (v := getattr(arguments, k)) is not None]
     for item in arguments.set or []:
         place, equals, text = item.partition("=")
@@ -181,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
 
     bench = commands.add_parser("bench", help="side-by-side benchmarks")
-    bench.add_argument("what", choices=("rl",))
+    bench.add_argument("what", choices=("rl", "curvature"))
     bench.add_argument("--pairs", type=int, default=5, help="how often each side runs (default: 5)")
     bench.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
     bench.add_argument("--json", action="store_true", help="print JSON")

@@ -190,6 +190,7 @@ def read(source: str | Path | Mapping[str, Any], changes: Sequence[tuple[str, An
         data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise CrlError(f"{source}: an experiment is a mapping with at least `tasks:`, not {_kind(data)}")
+    data.setdefault("monitors", list(BY_DEFAULT))
     for place, value in changes:
         _put(data, place, value)
     _shorthands(data)
@@ -269,9 +270,7 @@ def _shorthands(data: dict[str, Any]) -> None:
     agent = whole(data.get("agent") or {}, "agent")
     data["agent"] = {"use": "ppo", **agent}
     for part in ("methods", "monitors"):
-        if part not in data:
-            continue
-        items = data[part] or []
+        items = data.get(part) or []
         if not isinstance(items, list):
             raise CrlError(f"{part}: expected a list, not {_kind(items)}")
         data[part] = [whole(item, f"{part}.{i}") for i, item in enumerate(items)]

@@ -108,7 +108,7 @@ def draw_spectra(seen: Sequence[tuple[str, Spectrum]], title: str) -> Figure:
         width = 1.2 if i + 1 < len(seen) else 2.2
         axes.semilogy(grid, density(spectrum, grid), color=colour, linewidth=width, label=label)
     powers = range(0, math.ceil(far) + 1)
-    ticks = [sign * (SMALL * 10.0**power) for sign in (-1, 1) for power in powers if power % 2 == 0]
+    ticks = [sign * (SMALL * 10.0**power) for sign in (-1, 1) for power in powers if power and power % 2 == 0]
     ticks = [0.0, *(tick for tick in ticks if abs(tick) <= 10 * reach)]
     axes.set_xticks(bend(np.array(ticks)), [f"{tick:g}" for tick in ticks], size=8)
     axes.set_xlim(-far, far)

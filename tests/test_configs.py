@@ -14,6 +14,7 @@ from crl.metrics import summary
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(config.CONFIGS.glob("*.yaml"))
 TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
+TINY += [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -55,6 +55,15 @@ CASES = ("cross_entropy", "squared_error", "ppo", "dqn")
 few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors are faster so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # Problems.
 
 
@@ -125,7 +134,8 @@ def loss_at(problem: Problem, vector: Tensor) -> Tensor:
 
 
 def hessian_of(problem: Problem) -> Tensor:
-    found: Tensor = torch.func.hessian(lambda vector: loss_at(problem, vector))(point(problem))
+    slope = torch.func.jacrev(lambda vector: loss_at(problem, vector))
+    found: Tensor = torch.func.jacrev(slope, chunk_size=256)(point(problem))
     return found
 
 
@@ -137,7 +147,7 @@ def jacobian_of(problem: Problem) -> Tensor:
 def weight_of(problem: Problem) -> Tensor:
     """The whole second derivative of the loss by all outputs of all samples."""
     out = outputs_at(problem, point(problem)).detach()
-    found: Tensor = torch.func.hessian(lambda o: problem.objective(o, problem.batch))(out)
+    found: Tensor = torch.func.jacrev(torch.func.jacrev(lambda o: problem.objective(o, problem.batch)))(out)
     return found.reshape(out.numel(), out.numel())
 
 
@@ -150,6 +160,11 @@ def metric_of(problem: Problem) -> Tensor:
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> bool:
     assert found.shape == wanted.shape
     return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1e-12))
+
+
+def eigenvalues(matrix: Tensor) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = torch.linalg.eigvalsh(matrix).numpy()
+    return found
 
 
 def symmetric(size: int, seed: int, values: Any = None) -> Tensor:
@@ -166,19 +181,29 @@ def symmetric(size: int, seed: int, values: Any = None) -> Tensor:
 # Hessians.
 
 
-LARGE = {"cross_entropy": (12, 46, 46), "squared_error": (8, 24, 24), "ppo": (8, 32, 32), "dqn": (8, 32, 32)}
+LARGE = {"cross_entropy": (12, 46, 46), "squared_error": (8, 32, 32), "ppo": (8, 32, 32), "dqn": (8, 32, 32)}
+
+
+def trained(problem: Problem, steps: int) -> Problem:
+    optimizer = torch.optim.Adam(problem.parameters.values(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        problem.objective(problem.outputs(problem.batch), problem.batch).backward()
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return problem
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_lanczos_finds_the_hessians_spectrum(kind: str) -> None:
-    problem = case(kind, LARGE[kind], samples=48)
+    problem = trained(case(kind, LARGE[kind], samples=48), 40)
     operator = Hessian(problem)
-    wanted = np.linalg.eigvalsh(hessian_of(problem).numpy())
+    wanted = eigenvalues(hessian_of(problem))
     found = spectrum(operator, count=10, steps=300, dense=0)
-    assert not found.exact and found.size == len(wanted) > 900
+    assert not found.exact and found.size == len(wanted) > 1400
     largest, smallest = extremes(operator)
     assert largest == pytest.approx(wanted[::-1][:5], rel=1e-3)
-    assert smallest[0] == pytest.approx(wanted[0], rel=1e-3)
+    assert smallest == pytest.approx(wanted[:5], rel=1e-3)
     assert found.lambda_max.value == pytest.approx(wanted[-1], rel=1e-3)
     assert found.lambda_min.value == pytest.approx(wanted[0], rel=1e-3)
     trace = found.trace
@@ -187,12 +212,21 @@ def test_lanczos_finds_the_hessians_spectrum(kind: str) -> None:
         assert found.epsilon_rank(eps).value == pytest.approx((np.abs(wanted) > eps).mean(), abs=0.02)
 
 
+def test_too_few_steps_show_in_the_change_from_half() -> None:
+    """Before learning, eigenvalues crowd evenly around zero, nearer to each other than so few steps can tell."""
+    problem = case("dqn", LARGE["dqn"], samples=48)
+    wanted = (np.abs(eigenvalues(hessian_of(problem))) > 1e-3).mean()
+    found = spectrum(Hessian(problem), count=4, steps=300, dense=0).epsilon_rank(1e-3)
+    assert abs(found.value - wanted) > max(0.02, 3 * found.error), "the standard error does not tell"
+    assert abs(found.half) > 0.1
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_the_dense_path_is_exact(kind: str) -> None:
     problem = case(kind)
     problem.check()
     matrix = hessian_of(problem)
-    wanted = np.linalg.eigvalsh(matrix.numpy())
+    wanted = eigenvalues(matrix)
     assert close(Hessian(problem).dense(), matrix)
     found = spectrum(Hessian(problem), count=10, steps=100)
     assert found.exact and found.values[0] == pytest.approx(wanted, abs=1e-10)
@@ -205,7 +239,8 @@ def test_the_dense_path_is_exact(kind: str) -> None:
     assert found.magnitude == pytest.approx(np.abs(wanted).max())
     share = (np.abs(wanted) > 0.01 * np.abs(wanted).max()).mean()
     assert found.relative_rank(0.01).value == pytest.approx(share)
-    assert found.trainable(share, 0.01 * found.magnitude) and not found.trainable(share + 0.01, 0.01 * found.magnitude)
+    assert found.trainable(share - 0.01, 0.01 * found.magnitude)
+    assert not found.trainable(share + 0.01, 0.01 * found.magnitude)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -266,7 +301,7 @@ def test_one_layers_hessian_is_the_diagonal_block() -> None:
 def shares_its_spectrum(problem: Problem, weight: str = "loss") -> None:
     """The Gram's and the GGN's eigenvalues agree, and where one has more, those are zero."""
     small, large = (
-        np.linalg.eigvalsh(operator.dense().numpy())[::-1]
+        eigenvalues(operator.dense())[::-1]
         for operator in sorted((Gram(problem, weight), GGN(problem, weight)), key=lambda operator: operator.size)
     )
     assert large[: len(small)] == pytest.approx(small, abs=1e-5 * large[0])
@@ -296,8 +331,8 @@ def test_the_fisher_gram_shares_the_ggns_spectrum() -> None:
 
 def test_ppos_own_gram_is_refused_where_the_surrogate_is_not_convex() -> None:
     problem = case("ppo")
-    assert np.linalg.eigvalsh(weight_of(problem).numpy())[0] < -1e-4
-    with pytest.raises(CurvatureError, match="not convex in the outputs.*Fisher"):
+    assert eigenvalues(weight_of(problem))[0] < -1e-4
+    with pytest.raises(CurvatureError, match=r"not convex in the outputs.*Fisher"):
         Gram(problem)
     with pytest.raises(CurvatureError, match="not convex"):
         kronecker(problem)
@@ -351,11 +386,11 @@ def test_mixing_that_ignores_shifts_is_refused_too() -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_chunks_change_nothing(kind: str) -> None:
-    chunks_add_up(case(kind))
+    chunks_add_up(case(kind, (4, 6), 24))
 
 
 def chunks_add_up(problem: Problem) -> None:
-    parts = chunked(problem, 7)  # 40 samples: the last chunk is smaller
+    parts = chunked(problem, 7)  # the last chunk is smaller
     assert parts.loss() == pytest.approx(problem.loss())
     assert close(parts.gradient(), problem.gradient())
     weight = "metric" if problem.metric is not None else "loss"
@@ -363,11 +398,11 @@ def chunks_add_up(problem: Problem) -> None:
     whole: Any
     mine, whole = ([Hessian(part), GGN(part), Gram(part, weight)] for part in (parts, problem))
     for pieces, once in zip(mine, whole, strict=True):
-        assert close(pieces.dense(), once.dense())
-        assert close(pieces.dense(), once.dense())  # from the graphs kept
+        assert close(pieces.dense(), once.dense(), 1e-7)  # a root of a singular matrix has half the digits
+        assert close(pieces.dense(), once.dense(), 1e-7)  # from the graphs kept
     assert close(Gram(parts, weight).residual(), Gram(problem, weight).residual(), 1e-6)
-    for name, factors in kronecker(problem, weight).items():
-        other = kronecker(parts, weight)[name]
+    pairs = zip(kronecker(parts, weight).values(), kronecker(problem, weight).values(), strict=True)
+    for other, factors in pairs:
         assert close(other.inputs, factors.inputs) and close(other.signals, factors.signals)
 
 
@@ -375,13 +410,18 @@ def chunks_add_up(problem: Problem) -> None:
 def test_more_samples_than_are_kept_change_nothing(chunk: int | None) -> None:
     samples = KEEP + 52
     problem = chunked(case("cross_entropy", (3, 4), samples=samples), chunk or samples)
-    jacobian = jacobian_of(problem).unflatten(0, (samples, 5))
+    assert isinstance(problem.batch, dict)
+
+    def one(vector: Tensor, row: Tensor) -> Tensor:
+        return outputs_at(Problem(**{**vars(problem), "batch": {"obs": row[None]}}), vector)[0]
+
+    jacobian = torch.func.vmap(torch.func.jacrev(one), (None, 0))(point(problem), problem.batch["obs"])
     share = outputs_at(problem, point(problem)).softmax(1)
     weight = torch.diag_embed(share) - share[:, :, None] * share[:, None, :]
     hessian, ggn, gram = Hessian(problem), GGN(problem), Gram(problem, "none")
+    curved, square = hessian_of(problem), torch.einsum("nip,nij,njq->pq", jacobian, weight, jacobian) / samples
     for _ in range(2):
-        assert close(hessian.dense(), hessian_of(problem))
-        assert close(ggn.dense(), torch.einsum("nip,nij,njq->pq", jacobian, weight, jacobian) / samples)
+        assert close(hessian.dense(), curved) and close(ggn.dense(), square)
         vector = torch.randn(gram.size).double()
         assert close(gram @ vector, jacobian.flatten(0, 1) @ (jacobian.flatten(0, 1).T @ vector))
     assert hessian._kept is None and ggn._kept is None and gram._kept is None
@@ -557,7 +597,7 @@ def reproduces(matrix: Tensor, tolerance: float = 1e-9) -> None:
     """After as many steps as rows, Ritz values are the eigenvalues, and weights are squared projections."""
     size = len(matrix)
     start = torch.randn(2, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    wanted, vectors = np.linalg.eigh(matrix.numpy())
+    wanted, vectors = (part.numpy() for part in torch.linalg.eigh(matrix))
     for row, found in zip(start, lanczos(Matrix(matrix), start, size), strict=True):
         values, weights = found.ritz()
         assert len(values) == size
@@ -597,7 +637,7 @@ def test_a_low_rank_ends_early_and_loses_nothing(size: int, rank: int, seed: int
     values[:rank] = np.linspace(-2, 3, rank) + 0.1
     matrix = symmetric(size, seed, values)
     start = LANCZOS.probes(size, 4, seed, matrix)
-    onto = torch.linalg.eigh(matrix)[1][:, np.argsort(np.abs(np.linalg.eigvalsh(matrix.numpy())))[::-1][:rank].copy()]
+    onto = torch.linalg.eigh(matrix)[1][:, np.argsort(-np.abs(eigenvalues(matrix)))[:rank]]
     for row, found in zip(start, lanczos(Matrix(matrix), start, size), strict=True):
         ritz, weights = found.ritz()
         assert len(ritz) <= rank + 1
@@ -684,7 +724,7 @@ def test_blocks_merge_into_the_block_diagonals_spectrum(first: int, second: int,
 
 def test_an_exact_part_and_a_guessed_one_merge() -> None:
     parts = [symmetric(40, 0), symmetric(300, 1, np.linspace(0, 2, 300))]
-    wanted = np.concatenate([np.linalg.eigvalsh(part.numpy()) for part in parts])
+    wanted = np.concatenate([eigenvalues(part) for part in parts])
     found = merged([spectrum(Matrix(parts[0])), spectrum(Matrix(parts[1]), 10, 50, dense=0)])
     assert not found.exact and found.size == 340 and found.weights.sum(1) == pytest.approx(1.0)
     assert found.trace.value == pytest.approx(wanted.sum(), abs=3 * found.trace.error)
@@ -739,7 +779,7 @@ def test_extremes_of_a_multiple_of_the_identity(value: float) -> None:
 @few
 def test_extremes_are_the_ends_of_the_spectrum(size: int, count: int, seed: int) -> None:
     matrix = symmetric(size, seed)
-    wanted, count = np.linalg.eigvalsh(matrix.numpy()), min(count, size)
+    wanted, count = eigenvalues(matrix), min(count, size)
     largest, smallest = extremes(Matrix(matrix), count)
     assert largest == pytest.approx(wanted[::-1][:count], abs=1e-5)
     assert smallest == pytest.approx(wanted[:count], abs=1e-5)
@@ -769,7 +809,7 @@ def test_a_models_spectrum_in_one_call() -> None:
     inputs, targets = torch.randn(30, 5).double(), torch.randint(3, (30,))
     problem = problem_of(model, lambda out, b: cross_entropy(out, b["target"]), {"obs": inputs, "target": targets})
     found = hessian_spectrum(model, cross_entropy, (inputs, targets), chunk=11)
-    assert found.exact and found.values[0] == pytest.approx(np.linalg.eigvalsh(hessian_of(problem).numpy()), abs=1e-10)
+    assert found.exact and found.values[0] == pytest.approx(eigenvalues(hessian_of(problem)), abs=1e-10)
     for name in ("0.weight", "0.bias"):
         model.get_parameter(name).requires_grad_(False)
     part = problem.of({name: value for name, value in model.named_parameters() if name.startswith("2")})
@@ -780,12 +820,12 @@ def test_a_models_spectrum_in_one_call() -> None:
 
 def test_single_precision_will_do() -> None:
     problem = case("cross_entropy")
-    wanted = np.linalg.eigvalsh(hessian_of(problem).numpy())
+    wanted = eigenvalues(hessian_of(problem))
     assert isinstance(problem.batch, dict)
     problem.module.float()
     batch = {name: value.float() if value.is_floating_point() else value for name, value in problem.batch.items()}
     operator = Hessian(problem_of(problem.module, problem.objective, batch))
-    found = spectrum(operator, 10, 60, dense=0)
+    found = spectrum(operator, 10, 203, dense=0)
     assert extremes(operator)[0] == pytest.approx(wanted[::-1][:5], rel=1e-3)
     assert found.epsilon_rank(1e-2).value == pytest.approx((np.abs(wanted) > 1e-2).mean(), abs=0.03)
 
@@ -1000,7 +1040,7 @@ def test_lanczos_with_ghosts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_without_their_share_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = case("cross_entropy")
+    problem = case("cross_entropy", (4, 6), 24)
     chunks_add_up(problem)
 
     def blind(self: Problem) -> Iterator[Any]:

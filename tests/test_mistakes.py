@@ -16,6 +16,7 @@ PARTS = {
     "engine": {"envs": 2},
     "evaluation": {"episodes": 1},
     "agent": {"use": "ppo", "n_steps": 16, "batch_size": 16},
+    "monitors": [],
 }
 CARTPOLE = {"env": "CartPole-v1", "steps": 64}
 PENDULUM = {"env": "Pendulum-v1", "steps": 64}

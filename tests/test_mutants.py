@@ -184,7 +184,7 @@ def test_a_monitor_keeps_the_contract() -> None:
         (Nudges(), r"changes agent\.modules"),
         (ZeroesGradients(), "changes gradients"),
         (LeavesTrainingMode(), "changes modes"),
-        (Words(), "must be a number or an array"),
+        (Words(), "must be a number, an array"),
     ],
 )
 def test_a_monitor_that_does_not_is_caught(monitor: Any, message: str) -> None:

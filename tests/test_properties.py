@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import crl
+from crl.config import MONITORS
 
 DATA: dict[str, Any] = {
     "name": "walk",
@@ -17,7 +18,12 @@ DATA: dict[str, Any] = {
     ],
     "engine": {"envs": 4},
     "evaluation": {"episodes": 2},
+    "monitors": [],
 }
+SMALL = {"probes": 2, "steps": 6, "samples": 24}
+CURVATURE = ("hessian", "ggn")
+EVERY = [{"use": name, "earlier": True, **(SMALL if name in CURVATURE else {})} for name in MONITORS if name != "churn"]
+EVERY += ["churn"]
 AGENTS: dict[str, dict[str, Any]] = {
     "ppo": {"use": "ppo", "n_steps": 32, "batch_size": 32},
     "dqn": {"use": "dqn", "learning_starts": 50, "buffer_size": 400},
@@ -77,8 +83,12 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize(
     "settings",
-    [{"monitors": ["tests.test_properties.Curious"]}, {"evaluation": {"episodes": 5, "every": 256, "greedy": True}}],
-    ids=["monitors", "evaluation"],
+    [
+        {"monitors": ["tests.test_properties.Curious"]},
+        {"monitors": EVERY},
+        {"evaluation": {"episodes": 5, "every": 256, "greedy": True}},
+    ],
+    ids=["curious", "every monitor", "evaluation"],
 )
 def test_looking_changes_nothing(tmp_path: Path, agent: str, settings: dict[str, Any]) -> None:
     assert equal(weights(tmp_path / "plain", agent), weights(tmp_path / "seen", agent, **settings))
@@ -86,9 +96,9 @@ def test_looking_changes_nothing(tmp_path: Path, agent: str, settings: dict[str,
 
 def test_a_monitor_writes_at_both_phases(tmp_path: Path) -> None:
     run = crl.train({**DATA, "agent": AGENTS["ppo"], "monitors": ["tests.test_properties.Curious"]}, out=tmp_path)
-    found = [(r.visit, r.phase, r.value) for r in run.records if r.name == "look/earlier"]
+    found = [(r.visit, r.phase, r.value) for r in run.records if r.name == "Curious/look/earlier"]
     assert found == [(1, "init", 0.0), (1, "end", 0.0), (2, "init", 1.0), (2, "end", 1.0)]
-    assert any(isinstance(r.value, list) for r in run.records if r.name == "look/obs")
+    assert any(isinstance(r.value, list) for r in run.records if r.name == "Curious/look/obs")
     assert any(r.name == "time/monitor/Curious" for r in run.records), "its cost is on record"
 
 

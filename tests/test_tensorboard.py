@@ -18,6 +18,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, EventAccumula
         "tasks": [{"env": "CartPole-v1", "steps": 4096}, {"env": "Acrobot-v1", "steps": 2048}],
         "agent": {"n_steps": 64, "batch_size": 256, "n_epochs": 1},
         "evaluation": {"episodes": 1},
+        "monitors": [{"use": "hessian", "steps": 20, "samples": 64}, "erank", "norms"],
     }
     run = crl.train(data, out=tmp_path_factory.mktemp("board"))
     board = EventAccumulator(str(run.path / "tb"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})

@@ -38,7 +38,7 @@ def bare(agent: str, env: str, steps: int) -> None:
     vectors = importlib.import_module("stable_baselines3.common.env_util")
     nets, agents = importlib.import_module("agents.nets"), importlib.import_module("agents.sb3")
     task = importlib.import_module("envs.gym").build(env=env, name=env, envs=ENVS)
-    kwargs = agents._policy_kwargs(task.interface, {}, {})
+    kwargs = importlib.import_module("agents.options").policy_kwargs(task.interface, {}, {})
     vector = vectors.make_vec_env(task.make, n_envs=ENVS, seed=0)
     if kwargs.get("features_extractor_class") is nets.OneHot:
         vector.observation_space = agents._stored(task.interface.observation)
@@ -53,6 +53,7 @@ def suite(agent: str, env: str, steps: int) -> None:
         "agent": {"use": agent, **SETTINGS[agent]},
         "engine": {"envs": ENVS},
         "evaluation": {"episodes": 1},
+        "monitors": [],
     }
     with tempfile.TemporaryDirectory() as folder:
         run.train(data, out=folder)

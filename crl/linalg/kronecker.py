@@ -50,10 +50,10 @@ def kronecker(problem: Problem, weight: str = "loss") -> Mapping[str, Factors]:
         try:
             with torch.enable_grad(), steady(problem.module):
                 outputs = problem.outputs(batch)
+                outputs = outputs.reshape(len(outputs), -1)
         finally:
             for handle in handles:
                 handle.remove()
-        outputs = outputs.reshape(len(outputs), -1)
         root = root_of(output_weight(problem, outputs, batch, weight) * len(outputs), weight)
         reached = {name: pair for name, pair in seen.items() if pair[1].requires_grad}
         moments = {name: torch.zeros((), dtype=outputs.dtype) for name in reached}
@@ -75,8 +75,9 @@ def kronecker(problem: Problem, weight: str = "loss") -> Mapping[str, Factors]:
 
 
 def _catch(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
-    def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (inputs[0].detach(), output)
+    def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen[name] = (inputs[0].detach().clone(), output)
+        return output.clone()  # an activation in place would otherwise change what was seen
 
     return hook
 
@@ -85,8 +86,10 @@ def _patches(inputs: Tensor, layer: nn.Module) -> Tensor:
     """What each place of the output saw: (samples, places, inputs)."""
     if isinstance(layer, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1])
-    if layer.groups != 1:  # type: ignore[union-attr]
-        raise CurvatureError("Kronecker factors of a grouped convolution are not defined here")
+    if layer.groups != 1 or layer.padding_mode != "zeros":  # type: ignore[union-attr]
+        raise CurvatureError(
+            "Kronecker factors are not defined here for a convolution in groups or without zero padding"
+        )
     if isinstance(layer, nn.Conv1d):
         inputs, size = inputs[:, :, None], (1, *layer.kernel_size)
         around: Any = {"dilation": (1, *layer.dilation), "stride": (1, *layer.stride)}

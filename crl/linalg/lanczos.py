@@ -31,8 +31,8 @@ class Tridiagonal:
         steps = min(steps or len(self.diagonal), len(self.diagonal))
         small = np.diag(self.diagonal[:steps])
         small += np.diag(self.off[: steps - 1], 1) + np.diag(self.off[: steps - 1], -1)
-        values, vectors = np.linalg.eigh(small)
-        return values, vectors[0] ** 2
+        values, vectors = torch.linalg.eigh(torch.from_numpy(small))  # numpy's own threads fight torch's
+        return values.numpy(), vectors[0].square().numpy()
 
 
 def lanczos(operator: Operator, start: Tensor, steps: int) -> list[Tridiagonal]:
@@ -89,8 +89,8 @@ def extremes(operator: Operator, count: int = 5, steps: int = 100, seed: int = 0
     images = operator.rows(basis)
     tops, bottoms = np.full(count, np.inf), np.full(count, -np.inf)
     for _ in range(steps):
-        small = (basis.double() @ images.double().T).cpu().numpy()
-        values = np.linalg.eigvalsh((small + small.T) / 2)
+        small = (basis.double() @ images.double().T).cpu()
+        values = torch.linalg.eigvalsh((small + small.T) / 2).numpy()
         largest, smallest = values[::-1][:count], values[:count]
         scale = max(abs(values[0]), abs(values[-1]), 1e-300)
         settled = max(np.abs(largest - tops[: len(largest)]).max(), np.abs(smallest - bottoms[: len(smallest)]).max())

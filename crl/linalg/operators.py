@@ -12,11 +12,12 @@ L has no root: the Gram then takes the problem's `metric` instead, and is a Fish
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crl.linalg.problem import Batch, CurvatureError, Problem, flat, steady, unflat
 
@@ -80,7 +81,7 @@ class Hessian(Operator):
         parameters = list(self.problem.parameters.values())
         with torch.enable_grad(), steady(self.problem.module):
             loss = self.problem.objective(self.problem.outputs(batch), batch) * share
-            return list(torch.autograd.grad(loss, parameters, create_graph=True))
+            return _twice(torch.autograd.grad(loss, parameters, create_graph=True))
 
     def rows(self, block: Tensor) -> Tensor:
         """H times each row."""
@@ -97,7 +98,26 @@ class Hessian(Operator):
         return out
 
 
-def _derivative(outputs: list[Tensor], inputs: list[nn.Parameter], weights: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _twice(gradients: Sequence[Tensor | None]) -> list[Any]:
+    """Gradients, once it is sure that nothing in their graph forbids a second derivative.
+
+    A function that is differentiable once leaves an error in the graph, which the engine steps around in silence where
+    it is not on the way to what is asked for.
+    """
+    seen: set[Any] = set()
+    ahead = [part.grad_fn for part in gradients if part is not None]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise CurvatureError("an operation of this network has no second derivative: it is differentiable once")
+        ahead += [following for following, _ in node.next_functions]
+    return list(gradients)
+
+
+def _derivative(outputs: list[Tensor], inputs: Sequence[Tensor], weights: list[Tensor]) -> tuple[Tensor | None, ...]:
     try:
         return torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
@@ -143,7 +163,8 @@ class _JacobianOperator(Operator):
             outputs = outputs.reshape(len(outputs), -1)
             lever = torch.zeros_like(outputs, requires_grad=True)
             parameters = list(self.problem.parameters.values())
-            transposed = torch.autograd.grad(outputs, parameters, lever, create_graph=True, allow_unused=True)
+            found = torch.autograd.grad(outputs, parameters, lever, create_graph=True, allow_unused=True)
+            transposed = tuple(_twice(found))
         weight = output_weight(self.problem, outputs, batch, self.weight)
         return _Linear(outputs, weight if self.weight == "none" else weight * share, lever, transposed)
 
@@ -153,8 +174,8 @@ class _JacobianOperator(Operator):
         pairs = [(t, v) for t, v in zip(graph.transposed, parts, strict=True) if t is not None and t.requires_grad]
         if not pairs:
             return torch.zeros_like(graph.lever)
-        found = torch.autograd.grad([t for t, _ in pairs], graph.lever, [v for _, v in pairs], retain_graph=True)
-        return found[0]
+        (found,) = _derivative([t for t, _ in pairs], [graph.lever], [v for _, v in pairs])
+        return torch.zeros_like(graph.lever) if found is None else found
 
     def _pull(self, graph: _Linear, vector: Tensor) -> Tensor:
         """J' times a vector."""
@@ -205,7 +226,10 @@ class Gram(_JacobianOperator):
         return torch.cat(out, 1)
 
     def residual(self) -> Tensor:
-        """L^-1/2 times the derivative of the loss by the outputs: J' L^1/2 of it is the gradient."""
+        """L^-1/2 times the derivative of the loss by the outputs: J' L^1/2 of it is the gradient.
+
+        Where the loss is linear in an output (Huber's, far off), L is 0 and that part of the derivative is lost.
+        """
         parts = []
         for (batch, share), root in zip(self.problem.chunks(), self.roots, strict=True):
             with torch.enable_grad(), steady(self.problem.module):
@@ -235,7 +259,8 @@ def output_weight(problem: Problem, outputs: Tensor, batch: Batch, weight: str) 
             for i in range(numbers)
         ]
         found = torch.stack([torch.zeros_like(values) if column is None else column for column in columns], 1)
-        mixed = torch.autograd.grad(slope[0].sum(), values, retain_graph=True, allow_unused=True)[0]
+        uneven = torch.linspace(1, 2, numbers, dtype=slope.dtype, device=slope.device)
+        mixed = torch.autograd.grad((slope[0] * uneven).sum(), values, retain_graph=True, allow_unused=True)[0]
     if mixed is not None and samples > 1 and mixed[1:].abs().max() > 1e-6 * found.abs().max():
         raise CurvatureError("the objective mixes samples: it must be a mean of one term for each sample")
     return (found + found.transpose(1, 2)) / 2

@@ -1,0 +1,186 @@
+"""Hessian-vector products beside curvlinops: the same network, batch, loss and Lanczos loop, in turns.
+
+Each run is a process of its own. Its clock starts after the imports and the making of network and data, and includes
+the making of the operator (its graph, tracing, and the check that the loss is deterministic) and the whole Lanczos
+loop. curvlinops runs in both its forms: a vector at a time, as its own Lanczos does, and all probe vectors at once.
+Needs `pip install curvlinops-for-pytorch`, which brings its own dependencies.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import CrlError
+from crl.linalg import Hessian, Operator, lanczos, supervised
+from crl.linalg.lanczos import probes
+
+SIDES = ("crl", "curvlinops", "curvlinops, ten at once")
+CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times that was asked for
+    "MLP, 14k parameters, 2,048 samples": {"build": "mlp", "probes": 10, "steps": 100, "mark": 2.0},
+    "MiniGrid agent, 135k parameters, 512 samples": {"build": "agent", "probes": 10, "steps": 100, "mark": 1.5},
+    "ResNet-18, 11m parameters, 32 images": {"build": "resnet", "probes": 1, "steps": 10, "mark": 1.2},
+}
+
+
+class Packed(nn.Module):
+    """PPO's loss with its constants as the columns of a target, which is what curvlinops takes."""
+
+    reduction = "mean"
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The clipped surrogate, value loss and entropy bonus."""
+        ppo, spaces = importlib.import_module("agents.ppo"), importlib.import_module("gymnasium.spaces")
+        names = ("action", "log_prob", "advantage", "value", "return")
+        batch = dict(zip(names, targets.T, strict=True)) | {"action": targets[:, :1]}
+        weights = {"clip": 0.2, "clip_value": None, "value_weight": 0.5, "entropy_weight": 0.01}
+        loss: Tensor = ppo.objective(outputs, batch, spaces.Discrete(outputs.shape[1] - 1), **weights)
+        return loss
+
+
+class ActorCritic(nn.Module):
+    """The MiniGrid agent's two networks on one-hot symbols."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def net(outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(984, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
+
+        self.actor, self.critic = net(7), net(1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Logits and value."""
+        return torch.cat([self.actor(obs), self.critic(obs)], 1)
+
+
+def mlp() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """A small classifier."""
+    net = nn.Sequential(nn.Linear(64, 100), nn.Tanh(), nn.Linear(100, 70), nn.Tanh(), nn.Linear(70, 10))
+    return net, nn.CrossEntropyLoss(), torch.randn(2048, 64), torch.randint(10, (2048,))
+
+
+def agent() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """The agent on symbols drawn at random."""
+    net = ActorCritic()
+    obs = torch.zeros(512, 984).scatter_(1, torch.randint(984, (512, 148)), 1.0)
+    with torch.no_grad():
+        answer, action = net(obs), torch.randint(7, (512, 1))
+        log_prob = answer[:, :-1].log_softmax(1).gather(1, action)
+    value = answer[:, -1:]
+    return net, Packed(), obs, torch.cat([action, log_prob, torch.randn(512, 1), value, value + torch.randn(512, 1)], 1)
+
+
+def resnet() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    """ResNet-18 for small images, evaluating."""
+    net = importlib.import_module("agents.nets").ResNet18().eval()
+    return net, nn.CrossEntropyLoss(), torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+
+
+class Peer(Operator):
+    """curvlinops's Hessian, as an operator of ours."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module, inputs: Tensor, targets: Tensor, at_once: bool) -> None:
+        peer = importlib.import_module("curvlinops")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.matrix: Any = peer.HessianLinearOperator(model, loss, parameters, [(inputs, targets)])
+        self.size, self.like, self.at_once = self.matrix.shape[0], inputs.new_empty(0), at_once
+
+    def rows(self, block: Tensor) -> Tensor:
+        """The Hessian times each row."""
+        if self.at_once:
+            product: Tensor = self.matrix @ block.T.contiguous()
+            return product.T.contiguous()
+        return torch.stack([self.matrix @ row for row in block])
+
+
+def one(side: str, case: str, threads: int, device: str) -> None:
+    """One run in this process: its seconds and its peak memory, printed as JSON."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    setting = CASES[case]
+    builders: dict[str, Callable[[], Any]] = {"mlp": mlp, "agent": agent, "resnet": resnet}
+    model, loss, inputs, targets = builders[setting["build"]]()
+    model, inputs, targets = model.to(device), inputs.to(device), targets.to(device)
+    if side != "crl":
+        importlib.import_module("curvlinops")
+    before = _memory(device)
+    began = time.perf_counter()
+    operator: Operator
+    if side == "crl":
+        problem = supervised(model, loss, (inputs, targets))
+        problem.check()
+        operator = Hessian(problem)
+    else:
+        operator = Peer(model, loss, inputs, targets, at_once=side != "curvlinops")
+    starts = probes(operator.size, setting["probes"], 0, operator.like)
+    groups = [starts] if side == SIDES[2] else list(torch.split(starts, 1))  # type: ignore[no-untyped-call]
+    found = [each for group in groups for each in lanczos(operator, group, setting["steps"])]
+    seconds = time.perf_counter() - began
+    largest = max(float(each.ritz()[0][-1]) for each in found)
+    print(json.dumps({"seconds": seconds, "megabytes": _memory(device) - before, "lambda_max": largest}))
+
+
+def _memory(device: str) -> float:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(case: str, pairs: int, threads: int, device: str) -> dict[str, Any]:
+    """Every side in turns, so often."""
+    sides = [side for side in SIDES if side != SIDES[2] or CASES[case]["probes"] > 1]
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for turn in range(pairs):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
+            command = [sys.executable, "-m", "crl.bench.curvature", side, case, str(threads), device]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                raise CrlError(f"bench: {side} on {case}: {run.stderr.strip().splitlines()[-1]}")
+            found[side].append(json.loads(run.stdout))
+    ratios = {
+        side: [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(found[side], found["crl"], strict=True)]
+        for side in sides[1:]
+    }
+    return {"case": case, "mark": CASES[case]["mark"], "runs": found, "ratios": ratios}
+
+
+def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2, device: str = "cpu") -> str:
+    """Run every case and say how the sides compare."""
+    if importlib.util.find_spec("curvlinops") is None:
+        raise CrlError("bench curvature compares with curvlinops: pip install curvlinops-for-pytorch")
+    version = importlib.import_module("importlib.metadata").version("curvlinops-for-pytorch")
+    results = [measure(case, pairs, threads, device) for case in CASES]
+    if as_json:
+        machine = {"system": platform.platform(), "threads": threads, "device": device}
+        head = {"machine": machine, "torch": torch.__version__, "curvlinops": version, "pairs": pairs}
+        return json.dumps({**head, "results": results}, indent=1)
+    lines = [f"Hessian, {pairs} pairs, {threads} threads on {device}, curvlinops {version}: median (min to max)"]
+    for result in results:
+        lines.append(f"{result['case']} (asked for: {result['mark']}x)")
+        for side, runs in result["runs"].items():
+            spent = _spread([run["seconds"] for run in runs], "s")
+            memory = _spread([run["megabytes"] for run in runs], "MB")
+            ratio = f"  {_spread(result['ratios'][side], 'x crl')}" if side != "crl" else ""
+            lines.append(f"  {side:<24} {spent:<28} {memory:<28}{ratio}")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}) {unit}"
+
+
+if __name__ == "__main__":
+    one(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
