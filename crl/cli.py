@@ -77,11 +77,15 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from crl import probe
+    from crl import probe, sinks
 
-    seen = probe.probe(
-        arguments.run, arguments.visit, arguments.phase, arguments.monitor or (), _options(arguments.options)
-    )
+    terminal, options = sinks.Terminal(visits=1, total_steps=1), _options(arguments.options)
+    try:
+        seen = probe.probe(
+            arguments.run, arguments.visit, arguments.phase, arguments.monitor or (), options, terminal.doing
+        )
+    finally:
+        terminal.close()
     print(seen.json() if arguments.json else seen.table())
     return 0
 

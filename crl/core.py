@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -211,6 +211,9 @@ class Boundary:
     earlier: tuple[Task, ...]  # the other tasks visited before this one
     seed: int
     size: int = 512  # samples that `experience` holds
+    tell: Callable[[str], None] = field(
+        default=lambda what: None, repr=False, compare=False
+    )  # shows what takes a while
     _seen: dict[tuple[str, int], Experience] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -29,6 +29,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"answered  {plan.interface.action}",
         f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
         f"boundary  {rules}",
+        f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {evaluation.episodes} episodes a task, {'greedy' if evaluation.greedy else 'sampled'}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent",
     ]
@@ -75,10 +76,16 @@ def listing(what: str) -> list[str]:
     for name, where in short.items():
         module, _, cls = where.rpartition(".")
         doc = getattr(importlib.import_module(module), cls).__doc__ or ""
-        lines.append(f"{name:<24} {doc.strip().splitlines()[0]}")
+        star = "*" if what == "monitors" and name in config.BY_DEFAULT else " "
+        lines.append(f"{name:<22}{star} {doc.strip().splitlines()[0]}")
+        cost = " ".join(doc.split()).partition("Cost: ")[2]
+        if what == "monitors" and cost and "Cost: " not in lines[-1]:
+            lines.append(f"{'':<24} Cost: {cost}")
     if what == "agents":
         supported = ", ".join(importlib.import_module("agents.sb3").SUPPORTED)
         lines.append(f"{'by import path':<24} stable_baselines3.X or sb3_contrib.X, with X in {supported}")
+    if what == "monitors":
+        lines.append(f"{'*':<24} on by default; `monitors: []` or --monitor none turns all off")
     return [*lines, f"{'your own':<24} any import path, such as my_{what[:-1]}.My{what[:-1].title()}"]
 
 

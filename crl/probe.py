@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def probe(
     phase: str = "init",
     monitors: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda what: None,
 ) -> Seen:
     """Look at a run's boundary again: with its own monitors, or with those named; `options` are for a single one."""
     run = Run(Path(path))
@@ -93,13 +94,13 @@ def probe(
             method.attach(plan.agent)
             method.load_state_dict(value)
         enter(plan, here)
-    boundary = boundary_of(plan, here, "init", state["step"])
+    boundary = boundary_of(plan, here, "init", state["step"], tell)
     if phase == "end":
         for name, monitor in looking.items():
             if hasattr(monitor, "state_dict"):  # it remembers the beginning of the visit
                 look(name, monitor, boundary)
         plan, state = run.at(visit)
-        boundary = boundary_of(plan, plan.visits[visit - 1], "end", state["step"])
+        boundary = boundary_of(plan, plan.visits[visit - 1], "end", state["step"], tell)
     numbers: dict[str, float | list[float]] = {}
     spectra, problems = {}, {}
     for name, monitor in looking.items():

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,9 +104,8 @@ class Walk:
                 raise Stopped
 
     def _look(self, visit: Visit, phase: str) -> None:
-        boundary = boundary_of(self.plan, visit, phase, self.step)
+        boundary = boundary_of(self.plan, visit, phase, self.step, self.terminal.doing)
         for name, monitor in self.plan.monitors.items():
-            self.terminal.doing(f"visit {visit.index}, {phase}: looking at {name}")
             began = time.perf_counter()
             found, problem = look(name, monitor, boundary)
             for key, value in found.items():
@@ -231,11 +230,14 @@ def enter(plan: config.Plan, visit: Visit) -> None:
             method.enter(visit)
 
 
-def boundary_of(plan: config.Plan, visit: Visit, phase: str, step: int) -> Boundary:
+def boundary_of(
+    plan: config.Plan, visit: Visit, phase: str, step: int, tell: Callable[[str], None] = lambda what: None
+) -> Boundary:
     """What monitors are shown before or after a visit."""
     seen = {plan.order[i]: plan.visits[i].task for i in range(visit.index - 1)}
     earlier = tuple(task for task in seen.values() if task is not visit.task)
-    return Boundary(visit, phase, step, plan.agent, earlier, derive(plan.experiment.seed, LOOK, visit.index))
+    seed = derive(plan.experiment.seed, LOOK, visit.index)
+    return Boundary(visit, phase, step, plan.agent, earlier, seed, tell=tell)
 
 
 def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], str]:
@@ -243,9 +245,12 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
     lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
     if lacking:
         return {}, f"{type(boundary.agent).__name__} has no {' and no '.join(lacking)}, so there is nothing to look at"
+    where = f"visit {boundary.visit.index}, {boundary.phase}: looking at {name}"
+    boundary.tell(where)
+    shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
     with aside(boundary.seed):
         try:
-            found = monitor.measure(boundary)
+            found = monitor.measure(shown)
         except (CrlError, CurvatureError) as error:
             return {}, str(error)
         except Exception as error:  # a monitor of anybody's must not end a long run
@@ -416,7 +421,9 @@ def _baseline(experiment: config.Experiment, folder: RunFolder, plan: config.Pla
         first = plan.order.index(column)
         if not (alone.occupied and alone.manifest()["status"] == "finished"):
             entry = _only(experiment, task.name, plan.steps[first])
-            single = config.read({**experiment.plain(), "baseline": "none", "repeat": 1, "tasks": [entry]})
+            single = config.read(
+                {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "tasks": [entry]}
+            )
             alone.create(single.plain(), {"status": "new"}, overwrite=True)
             _walk(Walk(config.build(single), alone, min(verbosity, -1)))
         base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)

@@ -33,7 +33,7 @@ import yaml
 from crl.core import CrlError, State, brief
 from crl.linalg import Spectrum
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "minigrid", "numpy", "tensorboard")
 
 

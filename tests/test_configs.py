@@ -97,9 +97,18 @@ def test_the_readme_shows_the_tested_agent() -> None:
 
 
 def test_the_readme_yaml_is_valid() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    data = config.parse_yaml(block, "README")
+    whole, monitors = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    data = config.parse_yaml(whole, "README")
     assert config.build(config.read(data)).order == [0, 1, 2, 3]
+    data |= config.parse_yaml(monitors, "README")
+    assert list(config.build(config.read(data)).monitors) == ["hessian", "heads", "erank", "conflict"]
+
+
+def test_the_readmes_spectrum_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "hessian_spectrum" in block]
+    exec(block, {})
+    assert "Estimate(value=" in capsys.readouterr().out
 
 
 def test_ci_runs_the_readmes_test_line() -> None:

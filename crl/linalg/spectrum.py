@@ -166,7 +166,12 @@ class Spectrum:
 
 
 def spectrum(
-    operator: Operator, count: int = 10, steps: int = 100, seed: int = 0, dense: int | None = None
+    operator: Operator,
+    count: int = 10,
+    steps: int = 100,
+    seed: int = 0,
+    dense: int | None = None,
+    tell: Callable[[str], None] = lambda what: None,
 ) -> Spectrum:
     """The spectrum of a symmetric operator, by `count` probe vectors and `steps` Lanczos steps.
 
@@ -181,7 +186,8 @@ def spectrum(
             values, np.full(values.shape, 1 / operator.size), operator.size, None, {**settings, "exact": True}
         )
     found = []
-    for start in probes(operator.size, count, seed, operator.like):
+    for i, start in enumerate(probes(operator.size, count, seed, operator.like), 1):
+        tell(f"probe {i} of {count}")
         found += lanczos(operator, start[None], steps)
     whole = _padded([each.ritz() for each in found])
     half = _padded([each.ritz(max(1, steps // 2)) for each in found])

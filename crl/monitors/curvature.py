@@ -8,6 +8,7 @@ steps, `/error` its standard error over probe vectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,16 +79,20 @@ class Hessian(Look):
     def _spectra(self, view: View, problem: Problem) -> dict[str, Spectrum]:
         parts = self._parts(view.networks, problem)
         operator = type(self).operator
-        seen = {
-            name: spectrum(operator(problem.of(parameters)), self.probes, self.steps, view.boundary.seed)
-            for name, parameters in parts.items()
-        }
+
+        def of(name: str, matrix: Operator) -> Spectrum:
+            def tell(what: str) -> None:
+                view.boundary.tell(f"{name}, {what}")
+
+            return spectrum(matrix, self.probes, self.steps, view.boundary.seed, tell=tell)
+
+        seen = {name: of(name, operator(problem.of(parameters))) for name, parameters in parts.items()}
         if not self.of and len(parts) > 1:
-            if _apart(operator(problem), problem, parts):
-                seen["all"] = merged([seen[name] for name in parts])
-            else:
-                seen["all"] = spectrum(operator(problem), self.probes, self.steps, view.boundary.seed)
-        return seen
+            whole = operator(problem)
+            apart = _apart(whole, problem, parts)
+            seen["all"] = merged([seen[name] for name in parts]) if apart else of("all", whole)
+        settings = {"samples": problem.samples, "chunk": self.chunk}
+        return {name: replace(each, settings={**each.settings, **settings}) for name, each in seen.items()}
 
     def _parts(
         self, networks: Mapping[str, Mapping[str, nn.Parameter]], problem: Problem

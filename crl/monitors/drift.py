@@ -34,9 +34,9 @@ class Drift(Look):
             with facing(boundary.agent, task):
                 view = View(boundary, task, self.samples)
                 if task.name not in self.inputs:
-                    self.inputs[task.name] = dict(view.batch)
-                seen = features(view, self.inputs[task.name])
-            now = {network: layers[-1].values.clone() for network, layers in seen.items()}
+                    self.inputs[task.name] = _kept(view.batch)
+                seen = features(view, _placed(self.inputs[task.name], view))
+            now = {network: layers[-1].values.cpu().clone() for network, layers in seen.items()}
             for network, old in self.before.get(task.name, {}).items():
                 found[f"{network}/on/{task.name}"] = 1 - cka(old, now[network])
             self.before[task.name] = now
@@ -44,11 +44,11 @@ class Drift(Look):
 
     def state_dict(self) -> State:
         """The inputs, and the features last seen on them."""
-        return {"inputs": _copied(self.inputs), "before": _copied(self.before)}
+        return {"inputs": dict(self.inputs), "before": dict(self.before)}
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
-        self.inputs, self.before = _copied(state["inputs"]), _copied(state["before"])
+        self.inputs, self.before = dict(state["inputs"]), dict(state["before"])
 
 
 def cka(left: Tensor, right: Tensor) -> float:
@@ -84,33 +84,39 @@ class Churn(Look):
             self.inputs, self.before = {}, {}
             for task in tasks:
                 with facing(boundary.agent, task):
-                    self.inputs[task.name] = dict(View(boundary, task, self.samples).batch)
-                    self.before[task.name] = self._answers(boundary, task.name)
+                    view = View(boundary, task, self.samples)
+                    self.inputs[task.name] = _kept(view.batch)
+                    self.before[task.name] = self._answers(view)
             return {}
         found = {}
         for task in (task for task in tasks if task.name in self.before):
             with facing(boundary.agent, task):
-                now = self._answers(boundary, task.name)
+                now = self._answers(View(boundary, task, self.samples))
             agent: Any = boundary.agent
             for name, values in agent.divergence(self.before[task.name], now).items():
                 found[name if task is boundary.task else f"{name}/on/{task.name}"] = float(values.double().mean())
         return found
 
-    def _answers(self, boundary: Boundary, task: str) -> Tensor:
-        agent: Any = boundary.agent
+    def _answers(self, view: View) -> Tensor:
         with torch.no_grad():
-            answer: Tensor = agent.outputs(self.inputs[task])
-        return answer.clone()
+            answer: Tensor = view.agent.outputs(_placed(self.inputs[view.task.name], view))
+        return answer.cpu().clone()
 
     def state_dict(self) -> State:
         """The inputs and answers at `init`."""
-        return {"inputs": _copied(self.inputs), "before": {name: value.clone() for name, value in self.before.items()}}
+        return {"inputs": dict(self.inputs), "before": dict(self.before)}
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
-        self.inputs = _copied(state["inputs"])
-        self.before = {name: value.clone() for name, value in state["before"].items()}
+        self.inputs, self.before = dict(state["inputs"]), dict(state["before"])
 
 
-def _copied(nested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {task: {name: value.clone() for name, value in parts.items()} for task, parts in nested.items()}
+def _kept(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch to remember, and to write into checkpoints."""
+    return {name: value.detach().cpu().clone() for name, value in batch.items()}
+
+
+def _placed(batch: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
+    """A remembered batch where the agent's parameters are."""
+    device = next(view.agent.model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}

@@ -152,9 +152,7 @@ class Capacity(Look):
 
     def __init__(self, *, share: float = 0.99, **look: Any) -> None:
         super().__init__(**look)
-        if not isinstance(share, int | float) or not 0 < share <= 1:
-            raise CrlError(f"share: {share!r} is not a number in (0, 1]")
-        self.share = share
+        self.share = _portion(share)
 
     def look(self, view: View) -> Mapping[str, float]:
         """`<network>/units`, and `<network>/share` of the layer's."""
@@ -163,6 +161,12 @@ class Capacity(Look):
             count = used(layers[-1].values, self.share)
             found |= {f"{network}/units": count, f"{network}/share": count / layers[-1].values.shape[1]}
         return found
+
+
+def _portion(share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise CrlError(f"share: {share!r} is not a number in (0, 1]")
+    return share
 
 
 def used(values: Tensor, share: float) -> float:
@@ -189,7 +193,7 @@ class Interference(Look):
 
     def __init__(self, *, share: float = 0.99, **look: Any) -> None:
         super().__init__(**look)
-        self.share = share
+        self.share = _portion(share)
 
     def measure(self, boundary: Any) -> Mapping[str, float]:
         """`<network>/overlap/with/<task>` and `<network>/angle/with/<task>`, the mean angle in degrees."""
@@ -199,7 +203,10 @@ class Interference(Look):
         found = {}
         for task in boundary.earlier:
             for network, new in spaces[boundary.task.name].items():
-                cosines = torch.linalg.svdvals(new.T @ spaces[task.name][network]).clamp(0, 1)
+                old = spaces[task.name][network]
+                if not new.shape[1] or not old.shape[1]:  # features that are all zero span nothing
+                    continue
+                cosines = torch.linalg.svdvals(new.T @ old).clamp(0, 1)
                 found[f"{network}/overlap/with/{task.name}"] = float(cosines.square().mean())
                 found[f"{network}/angle/with/{task.name}"] = float(torch.rad2deg(torch.arccos(cosines)).mean())
         return found
@@ -213,6 +220,6 @@ def subspace(values: Tensor, share: float) -> Tensor:
     """The leading right singular vectors that hold a share of the squared singular values."""
     _, sizes, directions = torch.linalg.svd(values.double(), full_matrices=False)
     power = sizes.square()
-    count = int((power.cumsum(0) < share * power.sum() * (1 - 1e-12)).sum()) + 1
+    count = int((power.cumsum(0) < share * power.sum() * (1 - 1e-12)).sum()) + 1 if power.sum() > 0 else 0
     basis: Tensor = directions[:count].T
     return basis

@@ -83,8 +83,8 @@ class Norms(Look):
         found = {}
         for network, parameters in view.networks.items():
             for name, value in parameters.items():
-                self.first.setdefault(name, value.detach().clone())
-            away = [(value.detach() - self.first[name]).double().norm() for name, value in parameters.items()]
+                self.first.setdefault(name, value.detach().cpu().clone())
+            away = [(value.detach().cpu() - self.first[name]).double().norm() for name, value in parameters.items()]
             size = [value.detach().double().norm() for value in parameters.values()]
             found[f"{network}/weight_norm"] = float(torch.stack(size).norm())
             found[f"{network}/distance_from_init"] = float(torch.stack(away).norm())
