@@ -211,9 +211,7 @@ class Boundary:
     earlier: tuple[Task, ...]  # the other tasks visited before this one
     seed: int
     size: int = 512  # samples that `experience` holds
-    tell: Callable[[str], None] = field(
-        default=lambda what: None, repr=False, compare=False
-    )  # shows what takes a while
+    tell: Callable[[str], None] = field(default=lambda what: None, repr=False, compare=False)  # what takes a while
     _seen: dict[tuple[str, int], Experience] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -21,7 +21,7 @@ import numpy as np
 
 from crl.core import CrlError, Record
 from crl.linalg import Spectrum
-from crl.pictures import Rows, draw_matrix, draw_spectra, number, pixels, short
+from crl.pictures import SMALL, Rows, bend, draw_matrix, draw_spectra, number, pixels, short
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for these
 
@@ -131,21 +131,28 @@ class TensorBoard:
             self._writer.add_histogram(tag(record), values, step)
 
     def spectrum(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
-        """Show a spectrum as a histogram, and all of its name so far as one picture."""
-        values, weights = spectrum.values.ravel(), spectrum.weights.ravel() * spectrum.size / len(spectrum.values)
-        edges = np.histogram_bin_edges(values, 60)
-        counts, _ = np.histogram(values, edges, weights=weights)
-        self._writer.add_histogram_raw(
-            _clean(f"{name}/{phase}"),
-            min=float(values.min()),
-            max=float(values.max()),
-            num=int(spectrum.size),
-            sum=float(values @ weights),
-            sum_squares=float(values**2 @ weights),
-            bucket_limits=edges[1:].tolist(),
-            bucket_counts=counts.tolist(),
-            global_step=visit,
-        )
+        """Show a spectrum as a histogram, and all of its name so far as one picture.
+
+        The histogram is of signed decades (2 is .01, 4 is 1, -4 is -1) beyond the smallest: most eigenvalues are
+        next to zero, and would be all there is to see.
+        """
+        apart = np.abs(spectrum.values) > SMALL
+        values = bend(spectrum.values[apart])
+        weights = spectrum.weights[apart] * spectrum.size / len(spectrum.values)
+        if values.size:
+            edges = np.arange(np.floor(values.min() * 5), np.ceil(values.max() * 5) + 2) / 5
+            counts, _ = np.histogram(values, edges, weights=weights)
+            self._writer.add_histogram_raw(
+                _clean(f"{name}/decades/{phase}"),
+                min=float(values.min()),
+                max=float(values.max()),
+                num=float(weights.sum()),
+                sum=float(values @ weights),
+                sum_squares=float(values**2 @ weights),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=counts.tolist(),
+                global_step=visit,
+            )
         seen = self._spectra.setdefault(name, [])
         seen.append((f"visit {visit}, {phase}", spectrum))
         image = pixels(draw_spectra(seen, f"spectrum: {name}"))
@@ -221,13 +228,13 @@ def _layout(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
             "transfer": ["Multiline", ["^metrics/.*transfer"]],
         },
         "Inside, by visit": {
-            "Hessian at the start of a visit: share of |eigenvalues| above .001": [
+            "Hessian at the start of a visit: share of |eigenvalues| above .01": [
                 "Multiline",
-                ["^hessian/.*/epsilon_rank_0.001/init$"],
+                ["^hessian/[^/]*/epsilon_rank_0.01/init$"],
             ],
-            "effective rank of the last hidden layers": ["Multiline", ["^erank/.*/last/effective_rank"]],
-            "dormant units": ["Multiline", ["^dormant/.*/dormant"]],
-            "distance from the first weights": ["Multiline", ["^norms/.*/distance_from_init"]],
+            "effective rank of the last hidden layers": ["Multiline", ["^erank/[^/]*/last/effective_rank/"]],
+            "dormant units": ["Multiline", ["^dormant/[^/]*/dormant/"]],
+            "distance from the first weights": ["Multiline", ["^norms/[^/]*/distance_from_init/"]],
         },
     }
 
