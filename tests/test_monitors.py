@@ -1,7 +1,9 @@
-"""Each monitor measures what it says, on weights made by hand, on real agents, and where there is nothing to measure."""
+"""Each monitor measures what it says, on weights made by hand and on real agents, and where there is nothing to see."""
 
 import copy
+import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from crl.monitors.features import Capacity, Dormant, ERank, Interference, featur
 from crl.monitors.gradients import Conflict, GradientNorm, Readiness, SamplePlasticity
 from crl.monitors.look import View, networks
 from crl.monitors.weights import Norms, WeightRank
+from crl.pictures import SMALL as OFF_ZERO
 from crl.run import Run, Walk, look
 from crl.store import RunFolder
 from crl.testing import check_monitor
@@ -131,7 +134,7 @@ def passing(units: int, activation: nn.Module | None = None, *, outputs: int = 1
 def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -175,7 +178,7 @@ def test_every_monitor_finds_finite_numbers(watched: Run) -> None:
         assert seen, name
         assert all(np.isfinite(r.value).all() for r in seen), name
         old = [r for r in seen if r.name.endswith(("/on/CartPole-v1", "/with/CartPole-v1"))]
-        assert old and all(r.visit == 2 for r in old), f"{name} looks at the earlier task too"
+        assert any(r.visit == 2 and r.task == "heavy" for r in old), f"{name} looks at the earlier task too"
 
 
 def test_a_look_at_every_boundary(watched: Run) -> None:
@@ -258,7 +261,7 @@ def test_a_dead_layer_overlaps_with_nothing() -> None:
     earlier = (Fixed(-torch.ones(16, 3), name="dead"),)
     x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).repeat(8, 1)
     found = Interference().measure(at(Hand(passing(3), error), Fixed(x), earlier=earlier))
-    assert math.isnan(found["model/overlap/with/dead"]), "features that are all zero span no subspace"
+    assert found == {}, "features that are all zero span no subspace"
 
 
 def test_a_subspace_holds_its_share() -> None:
@@ -730,7 +733,7 @@ def labelled(seed: int) -> tuple[Tensor, Tensor]:
 def trained(rate: float, seed: int) -> tuple[nn.Sequential, float]:
     """A ReLU net after 200 steps of plain SGD, and its loss."""
     torch.manual_seed(seed)
-    layers = [nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5)]
+    layers = [nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)]
     net = nn.Sequential(*layers)
     x, y = labelled(seed)
     optimizer = torch.optim.SGD(net.parameters(), rate)
@@ -764,7 +767,7 @@ def test_collapse_is_seen_and_health_is_not_taken_for_it(seed: int) -> None:
     well, loss = trained(0.1, seed)
     ill, worse = trained(5.0, seed)
     healthy, collapsed = seen_on_a_new_task(well, seed), seen_on_a_new_task(ill, seed)
-    assert loss < 0.6 and worse > 1.2, "the one has learned its task, the other nothing"
+    assert loss < 0.8 and worse > 1.2, "the one has learned its task, the other nothing"
     rank, last = "hessian/model/epsilon_rank_0.001", "erank/model/last/effective_rank"
     assert healthy[rank] > 0.8 * fresh[rank] and collapsed[rank] < 0.2 * fresh[rank]
     assert healthy[last] > 0.5 * fresh[last] and collapsed[last] < 0.25 * fresh[last]
@@ -1097,17 +1100,18 @@ def test_spectra_are_drawn(default: Run) -> None:
     seen = shown(board_of(default.path / "tb"))
     for part in ("actor", "critic", "all"):
         assert [step for step, *_ in seen["images"][f"spectra/hessian/{part}"]] == [1, 2]
-        bars = seen["histograms"][f"hessian/{part}/init"]
-        size = Spectrum.load(default.path / "spectra" / f"1-init-{part}.npz").size
-        assert [(step, num) for step, num, _ in bars] == [(1, size), (2, size)]
+        bars = seen["histograms"][f"hessian/{part}/decades/init"]
+        assert [step for step, *_ in bars] == [1, 2]
+        for visit, num, counts in bars:
+            found = Spectrum.load(default.path / "spectra" / f"{visit}-init-{part}.npz")
+            beyond = found.size * found.epsilon_rank(OFF_ZERO).value
+            assert near(num, beyond) and near(sum(counts), beyond), "as many as there are eigenvalues off zero"
         first, second = seen["images"][f"spectra/hessian/{part}"]
         assert first[1].startswith(b"\x89PNG") and first[1] != second[1]
 
 
 def test_the_view_is_the_same_when_it_is_built_again(default: Run, tmp_path: Path) -> None:
     """As a resume does, from the last checkpoint."""
-    import shutil
-
     copied = tmp_path / "run"
     shutil.copytree(default.path, copied)
     before = shown(board_of(copied / "tb"))

@@ -57,6 +57,19 @@ class Matrix(Operator):
         return block @ self.matrix
 
 
+class Restricted(Operator):
+    """A matrix on some coordinates only."""
+
+    def __init__(self, operator: Operator, places: Tensor) -> None:
+        self.operator, self.places, self.size, self.like = operator, places, len(places), operator.like
+
+    def rows(self, block: Tensor) -> Tensor:
+        """The restricted matrix times each row."""
+        whole = block.new_zeros(len(block), self.operator.size)
+        whole[:, self.places] = block
+        return self.operator.rows(whole)[:, self.places]
+
+
 class Hessian(Operator):
     """The Hessian of a mean loss: a second backward pass over the graph of the first, which is built once."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from crl.core import Array
 from crl.linalg.lanczos import lanczos, probes
-from crl.linalg.operators import Hessian, Operator
+from crl.linalg.operators import Hessian, Operator, Restricted
 from crl.linalg.problem import Problem
 
 DENSE = 3_000  # rows of the largest matrix that is ever written down
@@ -46,6 +46,7 @@ class Spectrum:
     size: int  # of the matrix
     half: tuple[Array, Array] | None = field(default=None, repr=False)  # after half the steps; None where exact
     settings: Mapping[str, Any] = field(default_factory=dict)
+    zero_rows: int = 0  # rows of the matrix that are zero: inputs never seen, dead units
 
     @property
     def exact(self) -> bool:
@@ -134,7 +135,7 @@ class Spectrum:
             **{f"epsilon_rank_{value:g}": self.epsilon_rank(value) for value in eps},
             **{f"relative_rank_{value:g}": self.relative_rank(value) for value in relative},
         }
-        found = {}
+        found = {"zero_rows": self.zero_rows / self.size}
         for name, estimate in estimates.items():
             found[name] = estimate.value
             if not self.exact:
@@ -153,7 +154,11 @@ class Spectrum:
         if self.half is not None:
             arrays |= {"half_values": self.half[0], "half_weights": self.half[1]}
         file = io.BytesIO()
-        np.savez_compressed(file, settings=np.array(json.dumps({**self.settings, "size": self.size})), **arrays)
+        np.savez_compressed(
+            file,
+            settings=np.array(json.dumps({**self.settings, "size": self.size, "zero_rows": self.zero_rows})),
+            **arrays,
+        )
         return file.getvalue()
 
     @classmethod
@@ -162,7 +167,8 @@ class Spectrum:
         with np.load(path, allow_pickle=False) as data:
             settings = json.loads(str(data["settings"]))
             half = (data["half_values"], data["half_weights"]) if "half_values" in data else None
-            return cls(data["values"], data["weights"], settings.pop("size"), half, settings)
+            size, none = settings.pop("size"), settings.pop("zero_rows")
+            return cls(data["values"], data["weights"], size, half, settings, none)
 
 
 def spectrum(
@@ -175,23 +181,38 @@ def spectrum(
 ) -> Spectrum:
     """The spectrum of a symmetric operator, by `count` probe vectors and `steps` Lanczos steps.
 
-    Up to `dense` rows every eigenvalue is computed instead: by default where that takes no more products. Where many
-    eigenvalues crowd around a threshold, too few steps miscount them, which no probe's standard error shows: the change
-    from half the steps usually does, but is no bound.
+    Rows that are zero are set aside first. Up to `dense` rows every eigenvalue is computed instead: by default where
+    that takes no more products. Where many eigenvalues crowd around a threshold, too few steps miscount them, which no
+    probe's standard error shows: the change from half the steps usually does, but is no bound.
     """
+    places = live(operator, seed)
+    none = operator.size - len(places)
     settings = {"probes": count, "steps": steps, "seed": seed}
-    if operator.size <= (min(count * steps, DENSE) if dense is None else dense):
-        values = torch.linalg.eigvalsh(operator.dense().double().cpu()).numpy()[None]
-        return Spectrum(
-            values, np.full(values.shape, 1 / operator.size), operator.size, None, {**settings, "exact": True}
-        )
-    found = []
-    for i, start in enumerate(probes(operator.size, count, seed, operator.like), 1):
-        tell(f"probe {i} of {count}")
-        found += lanczos(operator, start[None], steps)
-    whole = _padded([each.ritz() for each in found])
-    half = _padded([each.ritz(max(1, steps // 2)) for each in found])
-    return Spectrum(*whole, operator.size, half, {**settings, "exact": False})
+    zeros = Spectrum(np.zeros((1, 1)), np.ones((1, 1)), none, None, {**settings, "exact": True}, none)
+    if none == operator.size:
+        return zeros
+    matrix = Restricted(operator, places) if none else operator
+    if matrix.size <= (min(count * steps, DENSE) if dense is None else dense):
+        tell("every eigenvalue")
+        values = torch.linalg.eigvalsh(matrix.dense().double().cpu()).numpy()[None]
+        found = Spectrum(values, np.full(values.shape, 1 / matrix.size), matrix.size, None, zeros.settings)
+    else:
+        each = []
+        for i, start in enumerate(probes(matrix.size, count, seed, matrix.like), 1):
+            tell(f"probe {i} of {count}")
+            each += lanczos(matrix, start[None], steps)
+        whole, half = _padded([t.ritz() for t in each]), _padded([t.ritz(max(1, steps // 2)) for t in each])
+        found = Spectrum(*whole, matrix.size, half, {**settings, "exact": False})
+    return merged([found, zeros]) if none else found
+
+
+def live(operator: Operator, seed: int) -> Tensor:
+    """The rows that are not zero: those of inputs never seen and of dead units are, and are counted without error.
+
+    A row that leaves a vector of random numbers at exactly zero is one.
+    """
+    mark = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (operator.rows(mark.to(operator.like)[None])[0] != 0).nonzero()[:, 0]
 
 
 def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
@@ -217,7 +238,8 @@ def merged(parts: Sequence[Spectrum]) -> Spectrum:
     values, weights = join([(part.values, part.weights) for part in parts])
     exact = all(part.exact for part in parts)
     half = None if exact else join([part.half or (part.values, part.weights) for part in parts])
-    return Spectrum(values, weights, size, half, {**parts[0].settings, "exact": exact})
+    none = sum(part.zero_rows for part in parts)
+    return Spectrum(values, weights, size, half, {**parts[0].settings, "exact": exact}, none)
 
 
 def hessian_spectrum(
