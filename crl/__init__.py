@@ -14,7 +14,7 @@ from crl.core import CrlError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crl.run import Run
+    from crl.opened import Run
 
 __version__ = "0.1.0"
 __all__ = ["CrlError", "load", "resume", "train"]
@@ -38,7 +38,7 @@ def load(path: str | Path) -> Run:
     """Open a run's folder: its agent, matrix and records."""
     from pathlib import Path
 
-    from crl.run import Run
+    from crl.opened import Run
     from crl.store import RunFolder
 
     RunFolder(Path(path)).manifest()  # one clear line where no run is

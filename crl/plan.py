@@ -9,7 +9,8 @@ from typing import Any
 
 from crl import config
 from crl.core import CrlError, Visit, aside, derive
-from crl.run import EVALUATE, Run
+from crl.opened import Run
+from crl.run import EVALUATE
 
 TRIAL = 1.5  # seconds that an estimate may take
 

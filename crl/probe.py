@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from crl import config
+from crl.boundary import boundary_of, enter, look
 from crl.core import CrlError, aside, set_random_state
 from crl.linalg import Spectrum
-from crl.run import Run, boundary_of, enter, look
+from crl.opened import Run
 
 
 @dataclass(frozen=True)

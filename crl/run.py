@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crl import config, metrics, sinks
+from crl.baseline import add_baseline
+from crl.boundary import boundary_of, enter, look
 from crl.core import (
-    Agent,
     Array,
-    Boundary,
     CrlError,
     Record,
     State,
     Visit,
-    aside,
-    brief,
     derive,
     random_state,
     set_random_state,
 )
-from crl.linalg import CurvatureError, Spectrum
+from crl.linalg import Spectrum
+from crl.opened import Run, load_agent, visit_areas
 from crl.store import RunFolder
 
-EVALUATE, LOOK = 2, 3  # names of random streams, beside the visits' (1)
+EVALUATE = 2  # the name of a random stream, beside the visits' (1) and the monitors' (3)
 
 
 class Stopped(Exception):
@@ -219,104 +216,6 @@ class Walk:
             sink.close()
 
 
-def enter(plan: config.Plan, visit: Visit) -> None:
-    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced."""
-    if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
-        own = getattr(plan.agent, "enter", None)
-        if own is not None:
-            own(visit)
-    if visit.rules.announced:
-        for method in plan.methods:
-            method.enter(visit)
-
-
-def boundary_of(
-    plan: config.Plan, visit: Visit, phase: str, step: int, tell: Callable[[str], None] = lambda what: None
-) -> Boundary:
-    """What monitors are shown before or after a visit."""
-    seen = {plan.order[i]: plan.visits[i].task for i in range(visit.index - 1)}
-    earlier = tuple(task for task in seen.values() if task is not visit.task)
-    seed = derive(plan.experiment.seed, LOOK, visit.index)
-    return Boundary(visit, phase, step, plan.agent, earlier, seed, tell=tell)
-
-
-def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], str]:
-    """(what a monitor measures, under its name; or in one sentence why it cannot), leaving no trace."""
-    lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
-    if lacking:
-        return {}, f"{type(boundary.agent).__name__} has no {' and no '.join(lacking)}, so there is nothing to look at"
-    where = f"visit {boundary.visit.index}, {boundary.phase}: looking at {name}"
-    boundary.tell(where)
-    shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
-    with aside(boundary.seed):
-        try:
-            found = monitor.measure(shown)
-        except (CrlError, CurvatureError) as error:
-            return {}, str(error)
-        except Exception as error:  # a monitor of anybody's must not end a long run
-            return {}, brief(error)
-    return {f"{name}/{key}": value for key, value in found.items()}, ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run's folder, opened: its experiment, records, matrix and agents."""
-
-    path: Path
-
-    @cached_property
-    def experiment(self) -> config.Experiment:
-        """What was asked for."""
-        return config.read(self.path / "config.yaml")
-
-    @cached_property
-    def records(self) -> list[Record]:
-        """Every line of the log."""
-        return sinks.read_records(self.path / "metrics.jsonl")
-
-    @property
-    def tasks(self) -> list[str]:
-        """The names of the matrix's columns."""
-        return RunFolder(self.path).read_matrix()[0]
-
-    @property
-    def matrix(self) -> Array:
-        """R[i, j]: mean return on task j after visit i; row 0 is before the first visit."""
-        return np.array(RunFolder(self.path).read_matrix()[1])
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """What the run says of itself."""
-        return RunFolder(self.path).manifest()
-
-    @cached_property
-    def agent(self) -> Agent:
-        """The agent as it was at the last checkpoint."""
-        return self.at()[0].agent
-
-    def at(self, visit: int | None = None) -> tuple[config.Plan, State]:
-        """The plan with its agent as it was after a visit (by default: at the last checkpoint), and that checkpoint."""
-        folder = RunFolder(self.path)
-        folder.manifest()
-        state = folder.load(folder.latest() if visit is None else folder.boundary(visit), self.experiment.digest)
-        plan = config.build(self.experiment)
-        load_agent(plan.agent, state["agent"])
-        return plan, state
-
-    def curve(self, name: str, visit: int | None = None) -> tuple[Array, Array]:
-        """(steps, values) of a record, over the whole walk or one visit."""
-        chosen = [r for r in self.records if r.name == name and visit in (None, r.visit)]
-        return np.array([r.step for r in chosen]), np.array([r.value for r in chosen], dtype=float)
-
-
-def load_agent(agent: Agent, state: State) -> None:
-    """Fill an agent from a checkpoint, or say in one line that it does not fit."""
-    try:
-        agent.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CrlError(f"the checkpoint does not fit this agent: {str(error).strip().splitlines()[0]}") from error
-
-
 def train(
     source: str | Path | Mapping[str, Any],
     *,
@@ -334,7 +233,7 @@ def train(
     plan = config.build(experiment)
     folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
     _walk(Walk(plan, folder, verbosity))
-    _baseline(experiment, folder, plan, verbosity)
+    add_baseline(experiment, folder, plan, _alone)
     return Run(folder.path)
 
 
@@ -347,7 +246,7 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     state = folder.load(folder.latest(), run.experiment.digest)
     plan = config.build(run.experiment)
     if folder.manifest()["status"] == "walked":
-        _baseline(run.experiment, folder, plan, verbosity)
+        add_baseline(run.experiment, folder, plan, _alone)
         return run
     lost = _lost(run, state["step"])
     walk = Walk(plan, folder, verbosity, state["offset"])
@@ -355,7 +254,7 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     if lost:
         walk.terminal.note(f"visit {state['visit'] + 1} starts again from its boundary: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
-    _baseline(run.experiment, folder, plan, verbosity)
+    add_baseline(run.experiment, folder, plan, _alone)
     return Run(folder.path)
 
 
@@ -380,6 +279,11 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
         folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
 
 
+def _alone(plan: config.Plan, folder: RunFolder) -> None:
+    """A baseline's walk, which says nothing."""
+    _walk(Walk(plan, folder, -1))
+
+
 def _finish(walk: Walk) -> None:
     """What can only be said at the end: areas under the curves, plasticity over revisits."""
     walk.jsonl.flush()
@@ -395,53 +299,6 @@ def _finish(walk: Walk) -> None:
     shown = {name: metric.value for name, metric in summary.items()}
     walk.board.hparams(_flat(walk.experiment.plain()), shown)
     walk.terminal.table(walk.rows, walk.row_names, walk.names, shown)
-
-
-def visit_areas(run: Run) -> list[metrics.Metric]:
-    """The area under the training-return curve of each visit: its mean return over the visit's steps."""
-    visits = sorted({record.visit for record in run.records if record.visit > 0})
-    areas = []
-    for visit in visits:
-        steps, values = run.curve("train/return", visit)
-        ticks = run.curve("walk/visit", visit)[0]
-        start = run.curve("walk/visit", visit - 1)[0].max(initial=0)
-        areas.append(metrics.area_under_curve(steps - start, values, float(ticks.max(initial=start) - start)))
-    return areas
-
-
-def _baseline(experiment: config.Experiment, folder: RunFolder, plan: config.Plan, verbosity: int) -> None:
-    """`baseline: fresh`: a new agent alone on each task, by the same walk, for forward transfer."""
-    if experiment.baseline != "fresh":
-        return
-    main = Run(folder.path)
-    areas = visit_areas(main)
-    jsonl = sinks.Jsonl(folder.records, folder.records.stat().st_size)
-    for column, task in enumerate(plan.tasks):
-        alone = RunFolder(folder.path / "baseline" / f"task-{column}")
-        first = plan.order.index(column)
-        if not (alone.occupied and alone.manifest()["status"] == "finished"):
-            entry = _only(experiment, task.name, plan.steps[first])
-            single = config.read(
-                {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "tasks": [entry]}
-            )
-            alone.create(single.plain(), {"status": "new"}, overwrite=True)
-            _walk(Walk(config.build(single), alone, min(verbosity, -1)))
-        base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)
-        ratio = metrics.forward_transfer_ratio(areas[first].value, base)
-        found = {"metrics/fresh_area": base, "metrics/forward_transfer_ratio": ratio.value}
-        if best is not None:
-            found["metrics/forward_transfer"] = metrics.forward_transfer(areas[first].value, base, best).value
-        for name, value in found.items():
-            jsonl.write(Record(name, value, sum(plan.steps), first + 1, task.name, "baseline"))
-    jsonl.close()
-    folder.update_manifest(status="finished")
-
-
-def _only(experiment: config.Experiment, name: str, steps: int) -> dict[str, Any]:
-    """The entry of `tasks:` that makes one task alone, for as long as its first visit was."""
-    entries = ((spec, *part) for spec in experiment.tasks for part in config.spread(spec, "tasks"))
-    spec, _, setting = next(entry for entry in entries if entry[1] == name)
-    return {**dataclasses.asdict(spec), "steps": steps, "change": setting}
 
 
 def _manifest(plan: config.Plan) -> dict[str, Any]:

@@ -168,7 +168,9 @@ def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for name in MONITORS
     ]
     data = {**PARTS, "tasks": [POLE, HEAVY], **AGENTS[request.param], "monitors": monitors}
-    return crl.train(data, out=tmp_path_factory.mktemp("watched"))
+    with pytest.MonkeyPatch.context() as patch:  # pictures take longer than the walk
+        patch.setattr("crl.sinks.TensorBoard.spectrum", lambda *args: None)
+        return crl.train(data, out=tmp_path_factory.mktemp("watched"))
 
 
 def test_every_monitor_finds_finite_numbers(watched: Run) -> None:

@@ -15,7 +15,7 @@ import yaml
 import crl
 from agents.sb3 import SB3Agent
 from crl.core import CrlError
-from crl.run import Run
+from crl.opened import Run
 from crl.store import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent

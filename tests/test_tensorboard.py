@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import crl
-from crl.run import Run
+from crl.opened import Run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,49 @@
+"""`baseline: fresh`: what a new agent alone on each task learns, beside which transfer is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from crl import config, metrics, sinks
+from crl.core import Record
+from crl.opened import Run, visit_areas
+from crl.store import RunFolder
+
+
+def add_baseline(
+    experiment: config.Experiment, folder: RunFolder, plan: config.Plan, walk: Callable[[config.Plan, RunFolder], None]
+) -> None:
+    """`baseline: fresh`: a new agent alone on each task, by the same walk, for forward transfer."""
+    if experiment.baseline != "fresh":
+        return
+    main = Run(folder.path)
+    areas = visit_areas(main)
+    jsonl = sinks.Jsonl(folder.records, folder.records.stat().st_size)
+    for column, task in enumerate(plan.tasks):
+        alone = RunFolder(folder.path / "baseline" / f"task-{column}")
+        first = plan.order.index(column)
+        if not (alone.occupied and alone.manifest()["status"] == "finished"):
+            entry = _only(experiment, task.name, plan.steps[first])
+            single = config.read(
+                {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "tasks": [entry]}
+            )
+            alone.create(single.plain(), {"status": "new"}, overwrite=True)
+            walk(config.build(single), alone)
+        base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)
+        ratio = metrics.forward_transfer_ratio(areas[first].value, base)
+        found = {"metrics/fresh_area": base, "metrics/forward_transfer_ratio": ratio.value}
+        if best is not None:
+            found["metrics/forward_transfer"] = metrics.forward_transfer(areas[first].value, base, best).value
+        for name, value in found.items():
+            jsonl.write(Record(name, value, sum(plan.steps), first + 1, task.name, "baseline"))
+    jsonl.close()
+    folder.update_manifest(status="finished")
+
+
+def _only(experiment: config.Experiment, name: str, steps: int) -> dict[str, Any]:
+    """The entry of `tasks:` that makes one task alone, for as long as its first visit was."""
+    entries = ((spec, *part) for spec in experiment.tasks for part in config.spread(spec, "tasks"))
+    spec, _, setting = next(entry for entry in entries if entry[1] == name)
+    return {**dataclasses.asdict(spec), "steps": steps, "change": setting}

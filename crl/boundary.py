@@ -1,0 +1,52 @@
+"""What happens at a boundary: the agent and the methods hear of it, and monitors look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from crl import config
+from crl.core import Boundary, CrlError, Visit, aside, brief, derive
+from crl.linalg import CurvatureError
+
+LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
+
+
+def enter(plan: config.Plan, visit: Visit) -> None:
+    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced."""
+    if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
+        own = getattr(plan.agent, "enter", None)
+        if own is not None:
+            own(visit)
+    if visit.rules.announced:
+        for method in plan.methods:
+            method.enter(visit)
+
+
+def boundary_of(
+    plan: config.Plan, visit: Visit, phase: str, step: int, tell: Callable[[str], None] = lambda what: None
+) -> Boundary:
+    """What monitors are shown before or after a visit."""
+    seen = {plan.order[i]: plan.visits[i].task for i in range(visit.index - 1)}
+    earlier = tuple(task for task in seen.values() if task is not visit.task)
+    seed = derive(plan.experiment.seed, LOOK, visit.index)
+    return Boundary(visit, phase, step, plan.agent, earlier, seed, tell=tell)
+
+
+def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], str]:
+    """(what a monitor measures, under its name; or in one sentence why it cannot), leaving no trace."""
+    lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
+    if lacking:
+        return {}, f"{type(boundary.agent).__name__} has no {' and no '.join(lacking)}, so there is nothing to look at"
+    where = f"visit {boundary.visit.index}, {boundary.phase}: looking at {name}"
+    boundary.tell(where)
+    shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
+    with aside(boundary.seed):
+        try:
+            found = monitor.measure(shown)
+        except (CrlError, CurvatureError) as error:
+            return {}, str(error)
+        except Exception as error:  # a monitor of anybody's must not end a long run
+            return {}, brief(error)
+    return {f"{name}/{key}": value for key, value in found.items()}, ""

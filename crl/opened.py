@@ -1,0 +1,85 @@
+"""A run's folder, opened: what was asked for, what was logged, and the agents of its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crl import config, metrics, sinks
+from crl.core import Agent, Array, CrlError, Record, State
+from crl.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, opened: its experiment, records, matrix and agents."""
+
+    path: Path
+
+    @cached_property
+    def experiment(self) -> config.Experiment:
+        """What was asked for."""
+        return config.read(self.path / "config.yaml")
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Every line of the log."""
+        return sinks.read_records(self.path / "metrics.jsonl")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the matrix's columns."""
+        return RunFolder(self.path).read_matrix()[0]
+
+    @property
+    def matrix(self) -> Array:
+        """R[i, j]: mean return on task j after visit i; row 0 is before the first visit."""
+        return np.array(RunFolder(self.path).read_matrix()[1])
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run says of itself."""
+        return RunFolder(self.path).manifest()
+
+    @cached_property
+    def agent(self) -> Agent:
+        """The agent as it was at the last checkpoint."""
+        return self.at()[0].agent
+
+    def at(self, visit: int | None = None) -> tuple[config.Plan, State]:
+        """The plan with its agent as it was after a visit (by default: at the last checkpoint), and that checkpoint."""
+        folder = RunFolder(self.path)
+        folder.manifest()
+        state = folder.load(folder.latest() if visit is None else folder.boundary(visit), self.experiment.digest)
+        plan = config.build(self.experiment)
+        load_agent(plan.agent, state["agent"])
+        return plan, state
+
+    def curve(self, name: str, visit: int | None = None) -> tuple[Array, Array]:
+        """(steps, values) of a record, over the whole walk or one visit."""
+        chosen = [r for r in self.records if r.name == name and visit in (None, r.visit)]
+        return np.array([r.step for r in chosen]), np.array([r.value for r in chosen], dtype=float)
+
+
+def load_agent(agent: Agent, state: State) -> None:
+    """Fill an agent from a checkpoint, or say in one line that it does not fit."""
+    try:
+        agent.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CrlError(f"the checkpoint does not fit this agent: {str(error).strip().splitlines()[0]}") from error
+
+
+def visit_areas(run: Run) -> list[metrics.Metric]:
+    """The area under the training-return curve of each visit: its mean return over the visit's steps."""
+    visits = sorted({record.visit for record in run.records if record.visit > 0})
+    areas = []
+    for visit in visits:
+        steps, values = run.curve("train/return", visit)
+        ticks = run.curve("walk/visit", visit)[0]
+        start = run.curve("walk/visit", visit - 1)[0].max(initial=0)
+        areas.append(metrics.area_under_curve(steps - start, values, float(ticks.max(initial=start) - start)))
+    return areas
