@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -365,6 +364,16 @@ def test_the_input_is_no_hidden_layer_of_a_second_branch() -> None:
 def test_a_model_of_one_layer_has_no_features() -> None:
     with pytest.raises(CurvatureError, match="no hidden layer was found"):
         ERank().measure(at(Hand(nn.Sequential(nn.Linear(3, 1)), error), Fixed(torch.ones(4, 3))))
+
+
+def test_features_that_are_no_numbers_are_not_called_healthy() -> None:
+    net = passing(3)
+    with torch.no_grad():
+        net[0].bias.fill_(math.nan)
+    boundary = at(Hand(net, error), Fixed(torch.ones(8, 3)))
+    for monitor in (ERank(), Capacity(), Dormant()):
+        seen, problem = look("it", monitor, boundary)
+        assert problem or all(math.isnan(value) for value in seen.values()), type(monitor).__name__
 
 
 def test_no_hook_is_left_behind_by_a_model_that_fails() -> None:
@@ -1164,8 +1173,3 @@ def test_evaluating_goes_on_after_a_look_inside_it() -> None:
         seen = boundary.experience(size=8)
         agent.act(seen.obs[0], None, False)
     assert agent.algo._last_obs is None, "acting inside facing() is evaluation, also after sampling"
-
-
-def test_stub_is_what_it_says() -> None:
-    stub = SimpleNamespace(model=mlp(2, 3, 1))
-    assert list(networks(stub)) == ["model"]  # type: ignore[arg-type]
