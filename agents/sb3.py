@@ -129,7 +129,7 @@ class SB3Agent:
     @contextlib.contextmanager
     def facing(self, task: Task) -> Iterator[None]:
         """Evaluating `task`: its head answers, and no random stream or counter of training moves."""
-        space, head = self.algo.action_space, self._current_head()
+        space, head, before = self.algo.action_space, self._current_head(), self._evaluating
         generator = space._np_random
         space._np_random, _ = seeding.np_random(int(np.random.randint(2**31)))
         if self.heads:
@@ -138,7 +138,7 @@ class SB3Agent:
         try:
             yield
         finally:
-            self._evaluating = False
+            self._evaluating = before
             space._np_random = generator
             for module in self._head_modules():
                 module.current = head

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from crl import config
 from crl.core import Boundary, CrlError, Visit, aside, brief, derive
-from crl.linalg import CurvatureError
+from crl.linalg import CurvatureError, Spectrum
 
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
 
@@ -38,15 +40,21 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
     """(what a monitor measures, under its name; or in one sentence why it cannot), leaving no trace."""
     lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
     if lacking:
-        return {}, f"{type(boundary.agent).__name__} has no {' and no '.join(lacking)}, so there is nothing to look at"
+        parts = " or ".join(lacking)
+        return {}, f"{type(boundary.agent).__name__} has no {parts}, so there is nothing to look at"
     where = f"visit {boundary.visit.index}, {boundary.phase}: looking at {name}"
     boundary.tell(where)
     shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
     with aside(boundary.seed):
         try:
-            found = monitor.measure(shown)
+            found = {key: _plain(value) for key, value in monitor.measure(shown).items()}
         except (CrlError, CurvatureError) as error:
             return {}, str(error)
         except Exception as error:  # a monitor of anybody's must not end a long run
             return {}, brief(error)
     return {f"{name}/{key}": value for key, value in found.items()}, ""
+
+
+def _plain(value: Any) -> Any:
+    """A spectrum, or an array of numbers: anything else fails here, where the monitor is to be named."""
+    return value if isinstance(value, Spectrum) else np.asarray(value, dtype=float)

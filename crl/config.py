@@ -458,7 +458,10 @@ def _part(short: Mapping[str, str], place: str, i: int, spec: dict[str, Any], ne
     cls = locate(spec["use"], short, f"{place}.{i}")
     _check_contract(cls, needed, f"{place}.{i}")
     _check_signature(cls, (), options, f"{place}.{i}")
-    return cls(**options)
+    try:
+        return cls(**options)
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+        raise CrlError(f"{place}.{i}: {cls.__name__} refuses these settings: {brief(error)}") from error
 
 
 def _check_contract(cls: Any, methods: tuple[str, ...], place: str) -> None:
@@ -469,8 +472,9 @@ def _check_contract(cls: Any, methods: tuple[str, ...], place: str) -> None:
 
 def _check_signature(cls: Any, args: tuple[Any, ...], options: dict[str, Any], place: str) -> None:
     signature = inspect.signature(cls)
-    ours, free = list(signature.parameters)[: len(args)], list(signature.parameters)[len(args) :]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    ours = list(signature.parameters)[: len(args)]
+    names, open_ended = _options(cls, signature)
+    free = [name for name in names if name not in ours]
     for name in options:
         if name in ours or (name not in free and not open_ended):
             raise CrlError(f"{place}.{name}: {cls.__name__} takes no such option{_hint(name, free) or _known(free)}")
@@ -478,6 +482,22 @@ def _check_signature(cls: Any, args: tuple[Any, ...], options: dict[str, Any], p
         signature.bind(*args, **options)
     except TypeError as error:
         raise CrlError(f"{place}: {cls.__name__} {error}") from None
+
+
+def _options(cls: Any, signature: inspect.Signature) -> tuple[list[str], bool]:
+    """The names of a class's options, its bases' too where it hands `**options` on, and whether any other goes."""
+    steps = [signature]
+    if inspect.isclass(cls):
+        own = [base for base in cls.__mro__ if "__init__" in vars(base)]
+        steps += [inspect.signature(vars(base)["__init__"]) for base in own[1:]]
+    names: list[str] = []
+    for step in steps:
+        kinds = {p.kind for p in step.parameters.values()}
+        fixed = [n for n, p in step.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        names += [name for name in fixed if name not in names and name != "self"]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return names, False
+    return names, True
 
 
 def _check_rules(experiment: Experiment, agent: Any) -> None:

@@ -123,12 +123,12 @@ def draw_spectra(seen: Sequence[tuple[str, Spectrum]], title: str) -> Figure:
 
 
 def bend(values: Array) -> Array:
-    """A symmetric logarithm: decades beyond SMALL, linear within.
+    """A symmetric logarithm: decades above SMALL where it is far away, linear near zero.
 
     >>> [round(float(x), 2) for x in bend(np.array([-1e-2, 0.0, 1e-2, 1.0]))]
-    [-2.3, 0.0, 2.3, 4.3]
+    [-2.0, 0.0, 2.0, 4.0]
     """
-    bent: Array = np.arcsinh(values / SMALL) / math.log(10)
+    bent: Array = np.arcsinh(values / (2 * SMALL)) / math.log(10)
     return bent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,11 @@ class Seen:
         wide = max([len(name) for name in shown] + [8])
         lines = [f"{self.run}: visit {self.visit} ({self.task}), {self.phase}, step {self.step:,}"]
         if shown:
-            lines.append(f"{'':<{wide}}  {'value':>12}  {'error':>10}  {'from half':>10}  {'logged':>12}")
+            lines.append(f"{'':<{wide}}  {'value':>12}  {'error':>12}  {'from half':>12}  {'logged':>12}")
         for name in shown:
             cells = [self.numbers[name], *(self.numbers.get(f"{name}/{part}") for part in ("error", "half"))]
             value, error, half = (_cell(cell) for cell in cells)
-            lines.append(f"{name:<{wide}}  {value:>12}  {error:>10}  {half:>10}  {_cell(self.logged.get(name)):>12}")
+            lines.append(f"{name:<{wide}}  {value:>12}  {error:>12}  {half:>12}  {_cell(self.logged.get(name)):>12}")
         lines += [f"{name}: {why}" for name, why in self.problems.items()]
         if self.logged:
             same = len([name for name in self.numbers if name in self.logged])
@@ -76,8 +77,14 @@ def probe(
     tell: Callable[[str], None] = lambda what: None,
 ) -> Seen:
     """Look at a run's boundary again: with its own monitors, or with those named; `options` are for a single one."""
-    run = Run(Path(path))
-    specs = _specs(run.experiment.monitors, monitors, dict(options or {}))
+    with aside(0):  # agents seed the global random streams when they are built
+        return _probe(Run(Path(path)), visit, phase, monitors, dict(options or {}), tell)
+
+
+def _probe(
+    run: Run, visit: int | None, phase: str, names: Sequence[str], options: dict[str, Any], tell: Callable[[str], None]
+) -> Seen:
+    specs = _specs(run.experiment.monitors, names, options)
     if phase not in ("init", "end"):
         raise CrlError(f"--phase: {phase!r} is not init or end")
     plan, state = run.at(None) if visit is None else run.at(_checked(run, visit) - 1)
@@ -85,7 +92,10 @@ def probe(
         visit = max(1, state["visit"])
         plan, state = run.at(visit - 1)
     here = plan.visits[visit - 1]
-    looking = config.build_monitors(specs)
+    try:
+        looking = config.build_monitors(specs)
+    except CrlError as error:
+        raise CrlError(re.sub(r"^monitors\.\d+(\.)?", lambda m: "--" if m[1] else "--monitor", str(error))) from None
     for name, monitor in looking.items():
         if name in state["monitors"] and hasattr(monitor, "load_state_dict"):
             monitor.load_state_dict(state["monitors"][name])
@@ -114,7 +124,7 @@ def probe(
             else:
                 numbers[key] = float(value) if np.ndim(value) == 0 else np.asarray(value, float).ravel().tolist()
     logged = {r.name: r.value for r in run.records if r.visit == visit and r.phase == phase and r.name in numbers}
-    return Seen(str(path), visit, phase, here.task.name, boundary.step, numbers, logged, spectra, problems)
+    return Seen(str(run.path), visit, phase, here.task.name, boundary.step, numbers, logged, spectra, problems)
 
 
 def _specs(own: Sequence[Mapping[str, Any]], names: Sequence[str], options: dict[str, Any]) -> list[dict[str, Any]]:

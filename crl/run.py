@@ -113,9 +113,10 @@ class Walk:
                     self._log({key: value}, visit.index, visit.task.name, phase)
             if problem:
                 self._log({name: math.nan}, visit.index, visit.task.name, phase, note=problem)
-                if problem not in self.told:
-                    self.terminal.note(f"monitor {name}: {problem}")
-                self.told.add(problem)
+                said = f"monitor {name}: {problem}"
+                if said not in self.told:
+                    self.terminal.note(said)
+                self.told.add(said)
             if found or problem:
                 cost = {f"time/monitor/{name}": time.perf_counter() - began}
                 self._log(cost, visit.index, visit.task.name, phase)

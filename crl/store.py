@@ -22,7 +22,6 @@ import re
 import shutil
 import subprocess
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,10 +133,10 @@ class RunFolder:
         """(visit, phase, spectrum) of every file, in the order of the walk; a spectrum's settings hold its name."""
         found = []
         for path in (self.path / "spectra").rglob("*.npz"):
-            visit, phase, _ = path.name.split("-", 2)
             try:
+                visit, phase, _ = path.name.split("-", 2)
                 found.append((int(visit), phase, Spectrum.load(path)))
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except Exception as error:  # what any bytes may lead to
                 raise CrlError(f"{path}: not a spectrum of crl: {brief(error)}") from None
         return sorted(found, key=lambda item: (item[0], item[1] == "end"))
 

@@ -58,7 +58,7 @@ def config(agent: str, folder: Path) -> Path:
         "engine": {"envs": 3},
         "evaluation": {"episodes": 3, "every": 1000},
         "boundary": {"head": "per_task"},
-        "monitors": [*REMEMBER, {"use": "hessian", "probes": 1, "steps": 5, "samples": 24}],
+        "monitors": [*REMEMBER, {"use": "hessian", "of": "all", "probes": 1, "steps": 5, "samples": 24}],
     }
     path = folder / "walk.yaml"
     path.write_text(yaml.safe_dump(data))

@@ -164,7 +164,7 @@ class Spectrum:
     @classmethod
     def load(cls, path: Path | str) -> Spectrum:
         """Read what `save` wrote; no content of the file is run."""
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             settings = json.loads(str(data["settings"]))
             half = (data["half_values"], data["half_weights"]) if "half_values" in data else None
             size, none = settings.pop("size"), settings.pop("zero_rows")

@@ -28,7 +28,7 @@ from crl.linalg import (
 )
 from crl.linalg.memory import available, needed
 from crl.linalg.spectrum import EPS, RELATIVE
-from crl.monitors.look import Look, View, problem_of, whole
+from crl.monitors.look import Look, View, problem_of, truth, whole
 
 
 class Hessian(Look):
@@ -60,7 +60,11 @@ class Hessian(Look):
         whole("steps", steps, 2)
         if chunk is not None:
             whole("chunk", chunk, 1)
-        self.probes, self.steps, self.chunk, self.fewer = probes, steps, chunk, fewer
+        if not isinstance(of, str | list | tuple):
+            raise CrlError(f"of: {of!r} is not a list of networks and layers")
+        if rho is not None and (isinstance(rho, bool) or not isinstance(rho, int | float)):
+            raise CrlError(f"rho: {rho!r} is not a number")
+        self.probes, self.steps, self.chunk, self.fewer = probes, steps, chunk, truth("fewer", fewer)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
 

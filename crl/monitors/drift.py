@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crl.core import Boundary, State, facing
 from crl.monitors.features import features
-from crl.monitors.look import Look, View
+from crl.monitors.look import READ, Look, View
 
 
 class Drift(Look):
@@ -19,6 +19,8 @@ class Drift(Look):
     The inputs are fixed: those of the task when it was first seen. Centred (Kornblith et al. 2019); 0 is no change but
     rotation and scale. Cost: a forward pass a task.
     """
+
+    needs = READ
 
     def __init__(self, **look: Any) -> None:
         super().__init__(**look)
@@ -58,7 +60,9 @@ def cka(left: Tensor, right: Tensor) -> float:
     >>> round(cka(x, 3 * x.flip(1)), 6)
     1.0
     """
-    left, right = ((each - each.mean(0)).double() for each in (left, right))
+    if any(bool((each == each[0]).all()) for each in (left, right)):
+        return float("nan")
+    left, right = (each.double() - each.double().mean(0) for each in (left, right))
     cross, own = (left.T @ right).square().sum(), (left.T @ left).norm() * (right.T @ right).norm()
     return float(cross / own) if own > 0 else float("nan")
 

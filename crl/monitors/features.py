@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crl.core import CrlError
 from crl.linalg import RANKS, CurvatureError
 from crl.linalg.problem import steady
-from crl.monitors.look import Look, View
+from crl.monitors.look import READ, Look, View
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.RNNBase, nn.RNNCellBase)
 ACTIVE: dict[type[nn.Module], Any] = {  # where a unit of this kind is not stuck
@@ -47,7 +47,7 @@ def features(view: View, batch: Mapping[str, Tensor] | None = None) -> dict[str,
         def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             if isinstance(part, WEIGHTED):
                 read.append((name, part, inputs[0].detach(), made.get(inputs[0].data_ptr())))
-            elif isinstance(output, Tensor):
+            elif isinstance(output, Tensor) and (type(part) in ACTIVE or output.data_ptr() not in made):
                 made[output.data_ptr()] = type(part)
                 kept.append(output)  # alive, so that its place in memory is not taken by another
 
@@ -68,10 +68,16 @@ def features(view: View, batch: Mapping[str, Tensor] | None = None) -> dict[str,
     for network, parameters in view.networks.items():
         chosen = {id(value) for value in parameters.values()}
         own = [entry for entry in read if any(id(value) in chosen for value in entry[1].parameters(recurse=False))]
-        found[network] = [Layer(name, _units(part, seen), kind) for name, part, seen, kind in own[1:]]
+        first = {_place(seen) for _, _, seen, _ in own[:1]}  # the observation, which other branches read too
+        hidden = [entry for entry in own if _place(entry[2]) not in first]
+        found[network] = [Layer(name, _units(part, seen), kind) for name, part, seen, kind in hidden]
     if not any(found.values()):
         raise CurvatureError("no hidden layer was found: the model has less than two layers with weights")
     return {network: layers for network, layers in found.items() if layers}
+
+
+def _place(values: Tensor) -> int:
+    return values.untyped_storage().data_ptr()
 
 
 def _units(part: nn.Module, seen: Tensor) -> Tensor:
@@ -87,10 +93,14 @@ class ERank(Look):
     Cost: one forward pass and a singular value decomposition a layer.
     """
 
+    needs = READ
+
     def __init__(
         self, *, layers: str = "last", ranks: Sequence[str] = ("effective_rank",), centred: bool = False, **look: Any
     ) -> None:
         super().__init__(**look)
+        if not isinstance(ranks, list | tuple):
+            raise CrlError(f"ranks: {ranks!r} is not a list of {', '.join(RANKS)}")
         if layers not in ("last", "all"):
             raise CrlError(f"layers: {layers!r} is not last or all")
         unknown = [name for name in ranks if name not in RANKS]
@@ -115,8 +125,11 @@ class Dormant(Look):
     """Shares of hidden units that are dormant (score at most tau) or dead, and of activations that are not stuck.
 
     A unit's score is its mean |h| over its layer's mean (Sokar et al. 2023); dead is 0 on every sample. Active counts
-    activations: not 0, or for tanh |h| <= .99 and for a sigmoid within [.01, .99]. Cost: one forward pass.
+    activations: not 0, or for tanh |h| <= .99 and for a sigmoid within [.01, .99] where these are modules of the
+    network (of a bare function only its values are seen, so not 0). Cost: one forward pass.
     """
+
+    needs = READ
 
     def __init__(self, *, tau: float = 0.025, **look: Any) -> None:
         super().__init__(**look)
@@ -126,8 +139,11 @@ class Dormant(Look):
 
     def look(self, view: View) -> Mapping[str, float]:
         """`<network>/dormant`, `/dead` and `/active`, over all hidden layers."""
-        found = {}
+        found: dict[str, float] = {}
         for network, layers in features(view).items():
+            if not all(torch.isfinite(x.values).all() for x in layers):
+                found |= {f"{network}/{what}": float("nan") for what in ("dormant", "dead", "active")}
+                continue
             units = sum(layer.values.shape[1] for layer in layers)
             found[f"{network}/dormant"] = sum(int((score(x.values) <= self.tau).sum()) for x in layers) / units
             found[f"{network}/dead"] = sum(int((x.values == 0).all(0).sum()) for x in layers) / units
@@ -149,6 +165,8 @@ def score(values: Tensor) -> Tensor:
 
 class Capacity(Look):
     """Used capacity: how many units of the last hidden layer hold 99 % of its variance. Cost: a forward pass."""
+
+    needs = READ
 
     def __init__(self, *, share: float = 0.99, **look: Any) -> None:
         super().__init__(**look)
@@ -190,6 +208,8 @@ class Interference(Look):
     A subspace holds the leading directions with 99 % of the squared singular values. Overlap is the mean squared
     cosine: 1 where the smaller lies in the larger, 0 where they share nothing. Cost: a forward pass a task.
     """
+
+    needs = READ
 
     def __init__(self, *, share: float = 0.99, **look: Any) -> None:
         super().__init__(**look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -50,8 +51,8 @@ class Readiness(Look):
 class Conflict(Look):
     """Whether the new task's gradient and each earlier task's point the same way (after Lyle et al. 2023; PCGrad).
 
-    Cosine of the two mean gradients, and the share of pairs of minibatches, one from each, whose cosine is below 0.
-    Cost: a backward pass a task.
+    Cosine of the two mean gradients, and the share of pairs of minibatches, one from each, whose cosine is below 0; of
+    the parameters that both tasks have. Cost: a backward pass a task.
     """
 
     def __init__(self, *, minibatches: int = 8, **look: Any) -> None:
@@ -66,17 +67,22 @@ class Conflict(Look):
         new, found = self.on(boundary, boundary.task), {}
         for task in boundary.earlier:
             for network, old in self.on(boundary, task).items():
-                if new[network].shape[1] != old.shape[1]:
-                    raise CurvatureError("the tasks have different parameters, so their gradients cannot be compared")
-                cosine = nn.functional.cosine_similarity(new[network].mean(0), old.mean(0), 0)
-                pairs = _directions(new[network]) @ _directions(old).T
+                shared = [name for name in new[network] if name in old]  # not the heads, where each task has its own
+                left, right = (torch.cat([each[name] for name in shared], 1) for each in (new[network], old))
+                cosine = nn.functional.cosine_similarity(left.mean(0), right.mean(0), 0)
+                pairs = _directions(left) @ _directions(right).T
                 found[f"{network}/cosine/with/{task.name}"] = float(cosine)
                 found[f"{network}/below_zero/with/{task.name}"] = float((pairs < 0).double().mean())
         return found
 
-    def look(self, view: View) -> Mapping[str, Tensor]:
-        """The gradient of each minibatch, (minibatches, parameters)."""
-        return _gradients(view, self.minibatches)
+    def look(self, view: View) -> Mapping[str, Mapping[str, Tensor]]:
+        """For each network the gradients of each parameter, (minibatches, numbers)."""
+        every = _gradients(view, self.minibatches)
+        sizes = {network: [p.numel() for p in parameters.values()] for network, parameters in view.networks.items()}
+        return {
+            network: dict(zip(parameters, torch.split(every[network], sizes[network], 1), strict=True))
+            for network, parameters in view.networks.items()
+        }
 
 
 class SamplePlasticity(Look):
@@ -99,6 +105,8 @@ class SamplePlasticity(Look):
             for optimizer in view.agent.optimizers:
                 steps.enter_context(_stepped(optimizer, gradient))
             after = problem.loss()
+        if not (math.isfinite(before) and math.isfinite(after)):
+            raise CurvatureError("the error, before or after the step, is not finite")
         gain = max(0.0, 1 - after / before) if before > 0 else float("nan")
         return {"plasticity": gain, "before": before, "after": after}
 

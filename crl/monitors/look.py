@@ -14,23 +14,26 @@ from crl.core import Agent, Boundary, CrlError, Experience, Task, facing
 from crl.linalg import Problem
 
 PHASES = ("init", "end")
+READ = ("model", "prepare", "outputs")  # what it takes to see features
 
 
 class Look:
     """A monitor that looks at the agent on one task at a time: subclasses write `look(view)`.
 
     `at` names the phases, `earlier: true` adds every earlier task (names end in `/on/<task>`), `samples` is how much
-    of a task's experience is looked at.
+    of a task's experience is looked at. Monitors that compare tasks look at earlier ones in any case.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("model", "prepare", "outputs", "objective")
+    needs: ClassVar[tuple[str, ...]] = (*READ, "objective")
 
     def __init__(self, *, at: Iterable[str] | str = PHASES, earlier: bool = False, samples: int = 512) -> None:
+        if not isinstance(at, str | list | tuple):
+            raise CrlError(f"at: {at!r} is not init, end, or a list of both")
         self.at = (at,) if isinstance(at, str) else tuple(at)
         if not self.at or any(phase not in PHASES for phase in self.at):
             raise CrlError(f"at: {', '.join(map(str, self.at)) or 'nothing'} is not init, end, or a list of both")
         whole("samples", samples, 2)
-        self.earlier, self.samples = earlier, samples
+        self.earlier, self.samples = truth("earlier", earlier), samples
 
     def measure(self, boundary: Boundary) -> Mapping[str, Any]:
         """What `look` sees of the boundary's task, and of the earlier ones where asked."""
@@ -100,6 +103,13 @@ def problem_of(agent: Any, batch: Mapping[str, torch.Tensor], chunk: int | None 
     everything = {name: value for part in networks(agent).values() for name, value in part.items()}
     metric = getattr(agent, "metric", None)
     return Problem(agent.model, agent.outputs, agent.objective, batch, everything, metric, chunk)
+
+
+def truth(name: str, value: Any) -> bool:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise CrlError(f"{name}: {value!r} is not true or false")
+    return value
 
 
 def whole(name: str, value: Any, least: int) -> None:

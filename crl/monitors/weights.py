@@ -64,7 +64,7 @@ def _matrices(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Itera
             continue
         matrix = value.detach().flatten(1)
         yield name, matrix
-        if name in gates:
+        if name in gates and "weight_hr" not in name:  # an LSTM's projection has no gates
             for i, gate in enumerate(matrix.chunk(gates[name]), 1):
                 yield f"{name}/gate-{i}", gate
 
