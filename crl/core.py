@@ -223,6 +223,7 @@ class Boundary:
         """Fresh experience of the agent on a task (by default the boundary's own), sampled once for all monitors."""
         task, size = task or self.task, size or self.size
         if (task.name, size) not in self._seen:
+            self.tell(f"{size:,} steps on {task.name}")
             self._seen[task.name, size] = task.sample(self.agent, self.seed, size)
         return self._seen[task.name, size]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from crl import config
 from crl.boundary import boundary_of, enter, look
-from crl.core import CrlError, aside, set_random_state
+from crl.core import Boundary, CrlError, State, aside, set_random_state
 from crl.linalg import Spectrum
 from crl.opened import Run
 
@@ -32,6 +32,7 @@ class Seen:
     logged: dict[str, float | list[float]]
     spectra: dict[str, Spectrum]
     problems: dict[str, str]
+    otherwise: bool = False  # whether options other than the run's were asked for
 
     @property
     def differ(self) -> list[str]:
@@ -54,7 +55,8 @@ class Seen:
         if self.logged:
             same = len([name for name in self.numbers if name in self.logged])
             verdict = f"{len(self.differ)} of them differ" if self.differ else "all equal"
-            lines.append(f"{same} of these numbers are in the run's log: {verdict}")
+            also = ", looked at with other options" if self.otherwise else ""
+            lines.append(f"{same} of these numbers are in the run's log{also}: {verdict}")
         return "\n".join(lines)
 
     def json(self) -> str:
@@ -84,47 +86,64 @@ def probe(
 def _probe(
     run: Run, visit: int | None, phase: str, names: Sequence[str], options: dict[str, Any], tell: Callable[[str], None]
 ) -> Seen:
-    specs = _specs(run.experiment.monitors, names, options)
     if phase not in ("init", "end"):
         raise CrlError(f"--phase: {phase!r} is not init or end")
-    plan, state = run.at(None) if visit is None else run.at(_checked(run, visit) - 1)
-    if visit is None:
-        visit = max(1, state["visit"])
-        plan, state = run.at(visit - 1)
-    here = plan.visits[visit - 1]
-    try:
-        looking = config.build_monitors(specs)
-    except CrlError as error:
-        raise CrlError(re.sub(r"^monitors\.\d+(\.)?", lambda m: "--" if m[1] else "--monitor", str(error))) from None
+    visit = max(1, run.at()[1]["visit"]) if visit is None else _checked(run, visit)
+    looking = _monitors(run, names, options)
+    boundary, state = _boundary(run, visit, "init", tell)
     for name, monitor in looking.items():
-        if name in state["monitors"] and hasattr(monitor, "load_state_dict"):
-            monitor.load_state_dict(state["monitors"][name])
-    with aside(0):
-        set_random_state(state["random"])
-        for method, value in zip(plan.methods, state["methods"], strict=True):
-            method.attach(plan.agent)
-            method.load_state_dict(value)
-        enter(plan, here)
-    boundary = boundary_of(plan, here, "init", state["step"], tell)
-    if phase == "end":
-        for name, monitor in looking.items():
-            if hasattr(monitor, "state_dict"):  # it remembers the beginning of the visit
+        if names and phase not in getattr(monitor, "at", (phase,)):
+            monitor.at = (*monitor.at, phase)  # it was asked for
+        if hasattr(monitor, "state_dict"):
+            _remember(run, name, monitor, visit, None if options else state["monitors"].get(name))
+            if phase == "end":
                 look(name, monitor, boundary)
-        plan, state = run.at(visit)
-        boundary = boundary_of(plan, plan.visits[visit - 1], "end", state["step"], tell)
+    if phase == "end":
+        boundary, state = _boundary(run, visit, "end", tell)
     numbers: dict[str, float | list[float]] = {}
     spectra, problems = {}, {}
     for name, monitor in looking.items():
         found, problem = look(name, monitor, boundary)
-        if problem:
-            problems[name] = problem
+        if problem or (names and not found):
+            problems[name] = problem or f"there is nothing to see at {phase} of visit {visit}"
         for key, value in found.items():
             if isinstance(value, Spectrum):
                 spectra[key] = value
             else:
                 numbers[key] = float(value) if np.ndim(value) == 0 else np.asarray(value, float).ravel().tolist()
     logged = {r.name: r.value for r in run.records if r.visit == visit and r.phase == phase and r.name in numbers}
-    return Seen(str(run.path), visit, phase, here.task.name, boundary.step, numbers, logged, spectra, problems)
+    task = boundary.task.name
+    return Seen(str(run.path), visit, phase, task, boundary.step, numbers, logged, spectra, problems, bool(options))
+
+
+def _monitors(run: Run, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return config.build_monitors(_specs(run.experiment.monitors, names, options))
+    except CrlError as error:  # its place is in a list that the command line does not have
+        raise CrlError(re.sub(r"^monitors\.\d+(\.)?", lambda m: "--" if m[1] else "--monitor", str(error))) from None
+
+
+def _boundary(run: Run, visit: int, phase: str, tell: Callable[[str], None]) -> tuple[Boundary, State]:
+    """A boundary as the run came to it, and the checkpoint that it is made from."""
+    plan, state = run.at(visit - 1 if phase == "init" else visit)
+    here = plan.visits[visit - 1]
+    if phase == "init":
+        set_random_state(state["random"])
+        for method, value in zip(plan.methods, state["methods"], strict=True):
+            method.attach(plan.agent)
+            method.load_state_dict(value)
+        enter(plan, here)
+    return boundary_of(plan, here, phase, state["step"], tell), state
+
+
+def _remember(run: Run, name: str, monitor: Any, visit: int, state: State | None) -> None:
+    """What a monitor remembers when it comes to a visit: from the checkpoint, else by looking at all before."""
+    if state is not None:
+        monitor.load_state_dict(state)
+        return
+    for before in range(1, visit):
+        for phase in ("init", "end"):
+            look(name, monitor, _boundary(run, before, phase, lambda what: None)[0])
 
 
 def _specs(own: Sequence[Mapping[str, Any]], names: Sequence[str], options: dict[str, Any]) -> list[dict[str, Any]]:

@@ -93,7 +93,8 @@ def check_task(task: Task) -> None:
 
 
 def check_monitor(monitor: Monitor) -> None:
-    """Measure before and after a visit: numbers come back, and nothing else has happened."""
+    """Measure before and after a visit: numbers come back, and nothing else has happened. A class is built first."""
+    monitor = monitor() if inspect.isclass(monitor) else monitor
     with aside(1):
         trial = _Trial(importlib.import_module("agents.sb3").PPO, _small(), PPO)
         earlier = (_task(_small()),)

@@ -706,7 +706,7 @@ def test_numbers_that_are_not_exact_say_so() -> None:
     assert set(exact) == {name for name in guessed if "/" not in name}
     for name in set(exact) - {"zero_rows"}:
         assert f"{name}/half" in guessed
-        assert (f"{name}/error" in guessed) is not name.startswith("lambda")
+        assert f"{name}/error" in guessed
     assert {"epsilon_rank_0.001", "epsilon_rank_0.01", "epsilon_rank_0.1", "relative_rank_0.01"} < set(exact)
 
 
@@ -829,7 +829,7 @@ def test_a_models_spectrum_in_one_call() -> None:
         model.get_parameter(name).requires_grad_(False)
     part = problem.of({name: value for name, value in model.named_parameters() if name.startswith("2")})
     found = hessian_spectrum(model, cross_entropy, (inputs, targets), probes=3, steps=2)
-    assert found.size == part.size == 27 and not found.exact
+    assert found.size == part.size == 27 and found.exact  # as many products as 500 rows take are always taken
     assert close(Hessian(supervised(model, cross_entropy, (inputs, targets))).dense(), hessian_of(part))
 
 

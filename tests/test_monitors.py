@@ -696,12 +696,12 @@ def test_rho_asks_whether_the_rank_is_enough() -> None:
 
 def test_numbers_that_are_not_exact_say_how_sure_they_are() -> None:
     torch.manual_seed(0)
-    boundary = at(Hand(mlp(3, 20, 1), error), Fixed(torch.randn(16, 3), torch.randn(16, 1)))
+    boundary = at(Hand(mlp(3, 200, 1), error), Fixed(torch.randn(16, 3), torch.randn(16, 1)))
     found = curvature.Hessian(probes=2, steps=8, eps=[1e-4], relative=[0.5]).measure(boundary)
     assert {"model/epsilon_rank_0.0001", "model/epsilon_rank_0.0001/error", "model/relative_rank_0.5/half"} <= set(
         found
     )
-    assert "model/lambda_max/half" in found and "model/lambda_max/error" not in found
+    assert {"model/lambda_max/half", "model/lambda_max/error"} <= set(found) and found["samples"] == 16
     same = curvature.Hessian(probes=2, steps=8, chunk=5).measure(boundary)
     assert near(same["model/lambda_max"], found["model/lambda_max"], 1e-4)
 

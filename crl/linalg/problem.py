@@ -95,6 +95,8 @@ class Problem:
             batch, _ = next(self.chunks())
             loss = self.objective(self.outputs(batch), batch)
             found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        if self.chunk is not None and self.chunk < self.samples:
+            self._check_mean()
         untouched = [name for name, part in zip(self.parameters, found, strict=True) if part is None]
         if untouched:
             more = f" and {len(untouched) - 1} more" if len(untouched) > 1 else ""
@@ -103,6 +105,19 @@ class Problem:
             )
         if not all(torch.isfinite(part).all() for part in found):
             raise CurvatureError("the gradient is not finite")
+
+    def _check_mean(self) -> None:
+        """A sum over samples would weigh chunks wrongly: twice the same samples must have the same loss."""
+        few = rows(self.batch, 0, min(4, self.samples))
+        twice: Batch
+        if isinstance(few, Mapping):
+            twice = {name: torch.cat([value, value]) for name, value in few.items()}
+        else:
+            twice = [torch.cat([value, value]) for value in few]
+        with torch.no_grad(), steady(self.module):
+            once, again = (float(self.objective(self.outputs(b), b)) for b in (few, twice))
+        if abs(once - again) > 1e-3 * abs(once) + 1e-12:
+            raise CurvatureError("the objective is not a mean over samples, so it cannot be taken in chunks")
 
 
 def rows(batch: Batch, start: int, stop: int) -> Batch:

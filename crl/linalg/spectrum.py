@@ -23,6 +23,7 @@ from crl.linalg.lanczos import lanczos, probes
 from crl.linalg.operators import Hessian, Operator, Restricted
 from crl.linalg.problem import Problem
 
+FLOOR = 500  # rows up to which every eigenvalue is computed in any case
 DENSE = 3_000  # rows of the largest matrix that is ever written down
 EPS = (1e-3, 1e-2, 1e-1)  # absolute thresholds of the epsilon-rank
 RELATIVE = (1e-3, 1e-2)  # and thresholds relative to the largest eigenvalue by magnitude
@@ -30,7 +31,10 @@ RELATIVE = (1e-3, 1e-2)  # and thresholds relative to the largest eigenvalue by 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its standard error over probe vectors (0 where it is exact), and its change from half the steps."""
+    """A number, its standard error over probe vectors, and its change from half the steps; both 0 where it is exact.
+
+    An extreme eigenvalue is the furthest that any probe found, its error that of the probes' own furthest.
+    """
 
     value: float
     error: float = 0.0
@@ -59,14 +63,14 @@ class Spectrum:
         if self.half is None:
             return Estimate(float(each.mean()))
         before = np.mean([number(v, w) for v, w in zip(*self.half, strict=True)])
-        error = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
-        return Estimate(float(each.mean()), float(error), float(each.mean() - before))
+        return Estimate(float(each.mean()), _error(each), float(each.mean() - before))
 
     def _extreme(self, pick: Callable[[Array], float]) -> Estimate:
-        found = pick(self.values[self.weights > 0])
+        each = [float(pick(v[w > 0])) for v, w in zip(self.values, self.weights, strict=True)]
+        found = float(pick(np.array(each)))
         if self.half is None:
-            return Estimate(float(found))
-        return Estimate(float(found), 0.0, float(found - pick(self.half[0][self.half[1] > 0])))
+            return Estimate(found)
+        return Estimate(found, _error(each), found - float(pick(self.half[0][self.half[1] > 0])))
 
     @property
     def lambda_max(self) -> Estimate:
@@ -140,8 +144,7 @@ class Spectrum:
             found[name] = estimate.value
             if not self.exact:
                 found[f"{name}/half"] = estimate.half
-                if not name.startswith("lambda"):
-                    found[f"{name}/error"] = estimate.error
+                found[f"{name}/error"] = estimate.error
         return found
 
     def save(self, path: Path | str) -> None:
@@ -192,7 +195,7 @@ def spectrum(
     if none == operator.size:
         return zeros
     matrix = Restricted(operator, places) if none else operator
-    if matrix.size <= (min(count * steps, DENSE) if dense is None else dense):
+    if matrix.size <= (min(max(count * steps, FLOOR), DENSE) if dense is None else dense):
         tell("every eigenvalue")
         values = torch.linalg.eigvalsh(matrix.dense().double().cpu()).numpy()[None]
         found = Spectrum(values, np.full(values.shape, 1 / matrix.size), matrix.size, None, zeros.settings)
@@ -221,8 +224,12 @@ def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
         float((start @ operator.rows(start[None])[0]).double())
         for start in probes(operator.size, count, seed, operator.like)
     ]
-    error = np.std(each, ddof=1) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(float(np.mean(each)), float(error))
+    return Estimate(float(np.mean(each)), _error(each))
+
+
+def _error(each: Sequence[float] | Array) -> float:
+    """The standard error of a mean; NaN of a single one."""
+    return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
 
 
 def merged(parts: Sequence[Spectrum]) -> Spectrum:
@@ -263,6 +270,8 @@ def hessian_spectrum(
     >>> found.size, found.exact, 0 < found.epsilon_rank(1e-3).value < 1
     (50, True, True)
     """
+    if probes < 1 or steps < 2:
+        raise ValueError(f"at least 1 probe and 2 steps are needed, not {probes} and {steps}")
     problem = supervised(model, loss, batch, parameters=parameters, chunk=chunk)
     problem.check()
     return spectrum(Hessian(problem), probes, steps, seed)
@@ -277,8 +286,9 @@ def supervised(
     chunk: int | None = None,
 ) -> Problem:
     """The problem of a model, a loss of (outputs, targets), and a batch of (inputs, targets)."""
-    named = parameters or {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return Problem(model, lambda b: model(b[0]), lambda out, b: loss(out, b[1]), tuple(batch), named, chunk=chunk)
+    if parameters is None:
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return Problem(model, lambda b: model(b[0]), lambda out, b: loss(out, b[1]), tuple(batch), parameters, chunk=chunk)
 
 
 def _padded(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

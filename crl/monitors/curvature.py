@@ -26,7 +26,8 @@ from crl.linalg import (
     operators,
     spectrum,
 )
-from crl.linalg.memory import available, needed
+from crl.linalg.memory import available, graph, needed
+from crl.linalg.problem import rows
 from crl.linalg.spectrum import EPS, RELATIVE
 from crl.monitors.look import Look, View, problem_of, truth, whole
 
@@ -72,7 +73,7 @@ class Hessian(Look):
         """`<network>`, its spectrum, and `<network>/<number>` for each number of it."""
         problem = fitting(view, self.chunk, self.probes, self.steps, self.fewer)
         problem.check()
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"samples": problem.samples}
         for network, seen in self._spectra(view, problem).items():
             found[network] = seen
             found |= {f"{network}/{name}": value for name, value in seen.numbers(self.eps, self.relative).items()}
@@ -92,9 +93,9 @@ class Hessian(Look):
 
         seen = {name: of(name, operator(problem.of(parameters))) for name, parameters in parts.items()}
         if not self.of and len(parts) > 1:
-            whole = operator(problem)
-            apart = _apart(whole, problem, parts)
-            seen["all"] = merged([seen[name] for name in parts]) if apart else of("all", whole)
+            every = operator(problem)
+            apart = _apart(every, problem, parts)
+            seen["all"] = merged([seen[name] for name in parts]) if apart else of("all", every)
         settings = {"samples": problem.samples, "chunk": self.chunk}
         return {name: replace(each, settings={**each.settings, **settings}) for name, each in seen.items()}
 
@@ -150,12 +151,18 @@ class Gram(Look):
         """`<weight>`, the spectrum, and `<weight>/<number>`."""
         problem = view.problem
         problem.check()
+        with torch.no_grad():
+            numbers = problem.outputs(rows(problem.batch, 0, 2)).reshape(2, -1).shape[1]
+        size, free = problem.samples * numbers, available(problem.like.device)
+        if free is not None and (need := 32 * size**2 + graph(problem, 2) * problem.samples // 2) > free:
+            raise CurvatureError(too_much(f"{problem.samples:,} samples of {numbers} outputs", need, free, "samples"))
         name, operator = self._operator(problem)
-        values, vectors = torch.linalg.eigh(operator.dense().double())
+        matrix = operator.dense().double()
+        values, vectors = torch.linalg.eigh(matrix)
+        none = int((matrix == 0).all(1).sum())
         exact = values.cpu().numpy()[None]
-        seen = Spectrum(
-            exact, exact * 0 + 1 / exact.size, exact.size, None, {"samples": problem.samples, "exact": True}
-        )
+        settings = {"samples": problem.samples, "exact": True}
+        seen = Spectrum(exact, exact * 0 + 1 / exact.size, exact.size, None, settings, none)
         found: dict[str, Any] = {name: seen}
         found |= {f"{name}/{key}": value for key, value in seen.numbers(self.eps, self.relative).items()}
         if name == "loss":
@@ -215,13 +222,16 @@ def fitting(view: View, chunk: int | None, probes: int, steps: int, fewer: bool)
     problem, free = problem_of(view.agent, view.batch, chunk), available(view.problem.like.device)
     while free is not None and (need := needed(problem, steps)) > free:
         if not fewer or problem.samples <= 2:
-            raise CurvatureError(
-                f"{problem.samples:,} samples and {steps} steps on {problem.size:,} parameters need {need / 2**30:.2g} "
-                f"GiB and {free / 2**30:.2g} are free: take fewer samples or steps, set chunk, or allow `fewer: true`"
-            )
+            what = f"{problem.samples:,} samples and {steps} steps on {problem.size:,} parameters"
+            raise CurvatureError(too_much(what, need, free, "samples or steps, set chunk, or allow `fewer: true`"))
         half = {name: value[: problem.samples // 2] for name, value in view.batch.items()}
         problem = problem_of(view.agent, half, chunk)
     return problem
+
+
+def too_much(what: str, need: int, free: int, rather: str) -> str:
+    """The sentence about memory."""
+    return f"{what} need {need / 2**30:.2g} GiB and {free / 2**30:.2g} are free: take fewer {rather}"
 
 
 def _apart(operator: Operator, problem: Problem, parts: Mapping[str, Mapping[str, nn.Parameter]]) -> bool:

@@ -238,6 +238,8 @@ class Interference(Look):
 
 def subspace(values: Tensor, share: float) -> Tensor:
     """The leading right singular vectors that hold a share of the squared singular values."""
+    if not torch.isfinite(values).all():
+        raise CurvatureError("the features are not finite")
     _, sizes, directions = torch.linalg.svd(values.double(), full_matrices=False)
     power = sizes.square()
     count = int((power.cumsum(0) < share * power.sum() * (1 - 1e-12)).sum()) + 1 if power.sum() > 0 else 0

@@ -11,17 +11,19 @@ import torch
 from torch import nn
 
 from crl.core import Agent, Boundary, CrlError, Experience, Task, facing
-from crl.linalg import Problem
+from crl.linalg import CurvatureError, Problem
 
 PHASES = ("init", "end")
+MOST = 65_536  # samples that are ever looked at
 READ = ("model", "prepare", "outputs")  # what it takes to see features
 
 
 class Look:
     """A monitor that looks at the agent on one task at a time: subclasses write `look(view)`.
 
-    `at` names the phases, `earlier: true` adds every earlier task (names end in `/on/<task>`), `samples` is how much
-    of a task's experience is looked at. Monitors that compare tasks look at earlier ones in any case.
+    `at` names the phases; `earlier: true` adds every earlier task (names end in `/on/<task>`), which monitors that
+    compare tasks look at in any case; `samples` is how many transitions are looked at, drawn from fresh episodes of the
+    agent acting as in training, as long as its first rollout.
     """
 
     needs: ClassVar[tuple[str, ...]] = (*READ, "objective")
@@ -32,7 +34,7 @@ class Look:
         self.at = (at,) if isinstance(at, str) else tuple(at)
         if not self.at or any(phase not in PHASES for phase in self.at):
             raise CrlError(f"at: {', '.join(map(str, self.at)) or 'nothing'} is not init, end, or a list of both")
-        whole("samples", samples, 2)
+        whole("samples", samples, 2, MOST)
         self.earlier, self.samples = truth("earlier", earlier), samples
 
     def measure(self, boundary: Boundary) -> Mapping[str, Any]:
@@ -69,14 +71,23 @@ class View:
 
     @cached_property
     def experience(self) -> Experience:
-        """Fresh experience on the task."""
-        return self.boundary.experience(self.task, self.samples)
+        """Fresh experience on the task: as much as the agent learns from at once, or more where more is asked for."""
+        copies = getattr(getattr(self.agent, "interface", None), "envs", 1)
+        return self.boundary.experience(self.task, max(self.samples, getattr(self.agent, "stride", 1) * copies))
 
     @cached_property
     def batch(self) -> Mapping[str, torch.Tensor]:
-        """The experience as the agent's loss takes it."""
+        """As many samples of it, chosen at random, as the agent's loss takes them."""
+        broken = [name for name, value in self.agent.model.named_parameters() if not torch.isfinite(value).all()]
+        if broken:
+            raise CurvatureError(f"parameter {broken[0]!r} is not finite any more")
         prepared: Mapping[str, torch.Tensor] = self.agent.prepare(self.experience)
-        return prepared
+        count = len(next(iter(prepared.values())))
+        if count <= self.samples:
+            return prepared
+        generator = torch.Generator().manual_seed(self.boundary.seed)
+        chosen = torch.randperm(count, generator=generator)[: self.samples].sort().values
+        return {name: value[chosen.to(value.device)] for name, value in prepared.items()}
 
     @cached_property
     def networks(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -112,7 +123,9 @@ def truth(name: str, value: Any) -> bool:
     return value
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is not a whole number of at least so much."""
+def whole(name: str, value: Any, least: int, most: float = float("inf")) -> None:
+    """Refuse what is not a whole number of at least so much (and at most so much)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise CrlError(f"{name}: {value!r} is not a whole number of at least {least}")
+    if value > most:
+        raise CrlError(f"{name}: {value} is too large; the most is {most}")

@@ -38,9 +38,10 @@ class WeightRank(Look):
             shares = {name: rank / self.peak[name] if self.peak[name] else 0.0 for name, rank in ranks.items()}
             for name, rank in ranks.items():
                 found |= {f"{network}/{name}": rank, f"{network}/{name}/of_peak": shares[name]}
-            if ranks:
-                found[f"{network}/mean"] = sum(ranks.values()) / len(ranks)
-                found[f"{network}/mean/of_peak"] = sum(shares.values()) / len(shares)
+            layers = [name for name in ranks if "/gate-" not in name]
+            if layers:
+                found[f"{network}/mean"] = sum(ranks[name] for name in layers) / len(layers)
+                found[f"{network}/mean/of_peak"] = sum(shares[name] for name in layers) / len(layers)
         return found
 
     def state_dict(self) -> State:
