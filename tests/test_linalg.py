@@ -833,6 +833,22 @@ def test_a_models_spectrum_in_one_call() -> None:
     assert close(Hessian(supervised(model, cross_entropy, (inputs, targets))).dense(), hessian_of(part))
 
 
+def test_a_sum_is_not_taken_in_chunks() -> None:
+    def total(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets).square().sum()
+
+    batch = (torch.randn(30, 5).double(), torch.randn(30, 3).double())
+    with pytest.raises(CurvatureError, match="not a mean over samples"):
+        hessian_spectrum(net(5, 8, 3), total, batch, chunk=8)
+    assert hessian_spectrum(net(5, 8, 3), total, batch).exact
+
+
+@pytest.mark.parametrize("few", [{"probes": 0}, {"steps": 1}])
+def test_nothing_to_look_with_is_refused(few: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1 probe and 2 steps"):
+        hessian_spectrum(net(5, 8, 3), cross_entropy, (torch.randn(9, 5).double(), torch.randint(3, (9,))), **few)
+
+
 def test_single_precision_will_do() -> None:
     problem = case("cross_entropy")
     wanted = eigenvalues(hessian_of(problem))

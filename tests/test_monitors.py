@@ -32,7 +32,7 @@ from crl.monitors.weights import Norms, WeightRank
 from crl.pictures import SMALL as OFF_ZERO
 from crl.run import Run, Walk, look
 from crl.store import RunFolder
-from crl.testing import check_monitor
+from crl.testing import _small, _Trial, check_monitor
 from envs.gym import build, join
 from tests.my_agent import MyAgent
 from tests.my_monitor import Silence
@@ -933,6 +933,38 @@ def test_a_monitor_that_returns_no_numbers_ends_no_run(tmp_path: Path, how: str)
     assert run.manifest["status"] == "finished"
     assert len([r for r in run.records if r.name == "Broken" and r.note]) == 2
     assert len([r for r in run.records if r.name == "norms/model/weight_norm"]) == 2
+
+
+@pytest.mark.parametrize("monitor", [curvature.Gram, curvature.NTK])
+def test_a_gram_that_does_not_fit_is_refused_before_it_is_made(monitor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    boundary = at(Hand(mlp(3, 8, 2), error), Fixed(torch.randn(64, 3), torch.randn(64, 2)))
+    monkeypatch.setattr(curvature, "available", lambda device: 100_000)
+    with pytest.raises(CurvatureError, match=r"64 samples of 2 outputs need .* GiB and .* are free: take fewer"):
+        monitor().measure(boundary)
+
+
+def test_a_parameter_that_is_no_number_is_named() -> None:
+    net = mlp(3, 8, 1)
+    with torch.no_grad():
+        net[2].weight[0, 0] = float("nan")
+    boundary = at(Hand(net, error), Fixed(torch.randn(16, 3), torch.randn(16, 1)))
+    for monitor in (curvature.Hessian(), Dormant(), Drift(), SamplePlasticity()):
+        with pytest.raises(CurvatureError, match=r"parameter '2\.weight' is not finite any more"):
+            monitor.measure(boundary)
+
+
+def test_a_look_is_a_draw_from_the_first_rollout() -> None:
+    trial = _Trial(PPO, _small(), {"n_steps": 16, "batch_size": 64, "n_epochs": 1}).start()
+    boundary = Boundary(trial.visit, "init", 0, trial.agent, (), seed=7)
+    view = View(boundary, trial.task, 100)
+    assert len(view.batch["obs"]) == 100 and view.experience.reward.size == 256  # 16 steps of 16 copies
+    whole = trial.agent.prepare(view.experience)
+    rows = [int((whole["obs"] == row).all(1).nonzero()[0, 0]) for row in view.batch["obs"]]
+    assert rows == sorted(set(rows)) and len({row % 16 for row in rows}) == 16, "every copy, each sample once"
+    assert torch.equal(whole["return"][rows], view.batch["return"])
+    again = View(Boundary(trial.visit, "init", 0, trial.agent, (), seed=7), trial.task, 100)
+    assert torch.equal(again.batch["obs"], view.batch["obs"])
+    assert len(View(boundary, trial.task, 300).batch["obs"]) == 300
 
 
 def test_no_room_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,23 @@ def test_a_monitor_that_the_run_had_not(run: Run) -> None:
     assert "in the run's log" not in seen.table()
 
 
+def test_what_the_run_did_not_remember_is_found_by_looking_again(tmp_path: Path) -> None:
+    stateful = ["norms", "weight_rank", "drift", "churn"]
+    whole = walk(tmp_path / "whole", agent=PPO, monitors=stateful)
+    blind = walk(tmp_path / "blind", agent=PPO, monitors=[])
+    for visit, phase in ((2, "init"), (3, "end")):
+        seen = probe(blind.path, visit, phase, stateful)
+        logged = {r.name: r.value for r in whole.records if (r.visit, r.phase) == (visit, phase)}
+        assert seen.numbers and not seen.logged
+        assert all(np.array_equal(value, logged[name], equal_nan=True) for name, value in seen.numbers.items())
+        assert seen.numbers["norms/actor/distance_from_init"] > 0
+
+
+def test_a_phase_that_is_asked_for_is_looked_at(run: Run) -> None:
+    assert "hessian/actor/lambda_max" in probe(run.path, 2, "end", ["hessian"]).numbers
+    assert "there is nothing to see at init" in probe(run.path, 2, "init", ["churn"]).table()
+
+
 def test_a_monitor_of_a_name_of_its_own(run: Run) -> None:
     assert probe(run.path, 2, monitors=["slope"]).differ == []
     assert set(probe(run.path, 2, monitors=["slope"]).numbers) == {"slope/actor", "slope/critic"}
