@@ -71,7 +71,7 @@ class Hessian(Look):
 
     def look(self, view: View) -> Mapping[str, Any]:
         """`<network>`, its spectrum, and `<network>/<number>` for each number of it."""
-        problem = fitting(view, self.chunk, self.probes, self.steps, self.fewer)
+        problem = fitting(view, self.chunk, self.steps, self.fewer)
         problem.check()
         found: dict[str, Any] = {"samples": problem.samples}
         for network, seen in self._spectra(view, problem).items():
@@ -217,7 +217,7 @@ class KFAC(Look):
         return found
 
 
-def fitting(view: View, chunk: int | None, probes: int, steps: int, fewer: bool) -> Problem:
+def fitting(view: View, chunk: int | None, steps: int, fewer: bool) -> Problem:
     """The problem, if it fits in memory: with fewer samples only where that is allowed."""
     problem, free = problem_of(view.agent, view.batch, chunk), available(view.problem.like.device)
     while free is not None and (need := needed(problem, steps)) > free:
