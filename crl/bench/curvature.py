@@ -164,7 +164,8 @@ def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2
     version = importlib.import_module("importlib.metadata").version("curvlinops-for-pytorch")
     results = [measure(case, pairs, threads, device) for case in CASES]
     if as_json:
-        machine = {"system": platform.platform(), "threads": threads, "device": device}
+        processor, python = platform.processor() or platform.machine(), platform.python_version()
+        machine = {"processor": processor, "python": python, "threads": threads, "device": device}
         head = {"machine": machine, "torch": torch.__version__, "curvlinops": version, "pairs": pairs}
         return json.dumps({**head, "results": results}, indent=1)
     lines = [f"Hessian, {pairs} pairs, {threads} threads on {device}, curvlinops {version}: median (min to max)"]
