@@ -70,30 +70,41 @@ class Restricted(Operator):
         return self.operator.rows(whole)[:, self.places]
 
 
-class Hessian(Operator):
-    """The Hessian of a mean loss: a second backward pass over the graph of the first, which is built once.
-
-    A vector at a time: sending several through the graph at once (vmap) took longer on every network it was timed on.
-    """
+class _Graphs(Operator):
+    """What has a problem and works on a graph for each chunk of its data, kept where all of them are few enough."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.size, self.like = problem, problem.size, problem.like
-        self._kept: list[list[Tensor]] | None = None
+        self.problem, self.like = problem, problem.like
+        self._kept: list[Any] | None = None
 
-    def _graphs(self) -> Iterator[list[Tensor]]:
-        """The gradient of each chunk, as a graph that can be differentiated again."""
+    def _graph(self, batch: Batch, share: float) -> Any:
+        raise NotImplementedError
+
+    def _graphs(self) -> Iterator[Any]:
         if self._kept is not None:
             yield from self._kept
             return
-        keep: list[list[Tensor]] | None = [] if self.problem.samples <= KEEP else None
+        keep: list[Any] | None = [] if self.problem.samples <= KEEP else None
         for batch, share in self.problem.chunks():
-            graph = self._gradient(batch, share)
+            graph = self._graph(batch, share)
             if keep is not None:
                 keep.append(graph)
             yield graph
         self._kept = keep
 
-    def _gradient(self, batch: Batch, share: float) -> list[Tensor]:
+
+class Hessian(_Graphs):
+    """The Hessian of a mean loss: a second backward pass over the graph of the first, which is built once.
+
+    A vector at a time: sending several through the graph at once (vmap) was no faster on the networks it was timed on.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.size = problem.size
+
+    def _graph(self, batch: Batch, share: float) -> list[Tensor]:
+        """The gradient of a chunk, as a graph that can be differentiated again."""
         parameters = list(self.problem.parameters.values())
         with torch.enable_grad(), steady(self.problem.module):
             loss = self.problem.objective(self.problem.outputs(batch), batch) * share
@@ -154,24 +165,12 @@ class _Linear:
     transposed: tuple[Tensor | None, ...]
 
 
-class _JacobianOperator(Operator):
+class _JacobianOperator(_Graphs):
     """What the GGN, the Gram and the NTK share: J and J' as products, one chunk at a time."""
 
     def __init__(self, problem: Problem, weight: str) -> None:
-        self.problem, self.weight, self.like = problem, weight, problem.like
-        self._kept: list[_Linear] | None = None
-
-    def _graphs(self) -> Iterator[_Linear]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        keep: list[_Linear] | None = [] if self.problem.samples <= KEEP else None
-        for batch, share in self.problem.chunks():
-            graph = self._graph(batch, share)
-            if keep is not None:
-                keep.append(graph)
-            yield graph
-        self._kept = keep
+        super().__init__(problem)
+        self.weight = weight
 
     def _graph(self, batch: Batch, share: float) -> _Linear:
         with torch.enable_grad(), steady(self.problem.module):
