@@ -46,6 +46,7 @@ from crl.linalg import (
     stable_rank,
     supervised,
 )
+from crl.linalg.lanczos import each_probe, probes
 from crl.linalg.operators import KEEP
 
 LANCZOS = importlib.import_module("crl.linalg.lanczos")  # the package's own attribute is the function of that name
@@ -847,6 +848,41 @@ def test_a_sum_is_not_taken_in_chunks() -> None:
 def test_nothing_to_look_with_is_refused(few: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1 probe and 2 steps"):
         hessian_spectrum(net(5, 8, 3), cross_entropy, (torch.randn(9, 5).double(), torch.randint(3, (9,))), **few)
+
+
+def test_a_probe_does_not_depend_on_how_many_run_beside_it() -> None:
+    problem = case("cross_entropy")
+    starts = probes(problem.size, 5, 0, problem.like)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = each_probe(Hessian(problem), starts, 20)
+        torch.set_num_threads(3)
+        operator = Hessian(problem)
+        beside = each_probe(operator, starts, 20)
+        assert torch.get_num_threads() == 3 and operator.twin() is not None
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(alone, beside, strict=True):
+        assert np.array_equal(one.diagonal, other.diagonal) and np.array_equal(one.off, other.off)
+
+
+def test_what_fails_in_a_thread_fails_outside_it() -> None:
+    class Broken(Matrix):
+        def rows(self, block: torch.Tensor) -> torch.Tensor:
+            return block * float("nan")
+
+        def twin(self) -> Matrix:
+            return Broken(self.matrix)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(CurvatureError, match="not finite"):
+            each_probe(Broken(symmetric(20, 0)), probes(20, 4, 0, torch.empty(0, dtype=torch.float64)), 5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_single_precision_will_do() -> None:

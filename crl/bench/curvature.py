@@ -2,7 +2,8 @@
 
 Each run is a process of its own. Its clock starts after the imports and the making of network and data, and includes
 the making of the operator (its graph, tracing, and the check that the loss is deterministic) and the whole Lanczos
-loop. curvlinops runs in both its forms: a vector at a time, as its own Lanczos does, and all probe vectors at once.
+loop. curvlinops runs in both its forms: a vector at a time, as its own Lanczos does, and all probe vectors as one
+block. It has no twin for a second thread (it fails when used by two at once), so that its products have all threads.
 Needs `pip install curvlinops-for-pytorch`, which brings its own dependencies.
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from crl.core import CrlError
 from crl.linalg import Hessian, Operator, lanczos, supervised
-from crl.linalg.lanczos import probes
+from crl.linalg.lanczos import each_probe, probes
 
 SIDES = ("crl", "curvlinops", "curvlinops, ten at once")
 CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times that was asked for
@@ -126,8 +127,8 @@ def one(side: str, case: str, threads: int, device: str) -> None:
     else:
         operator = Peer(model, loss, inputs, targets, at_once=side != "curvlinops")
     starts = probes(operator.size, setting["probes"], 0, operator.like)
-    groups = [starts] if side == SIDES[2] else list(torch.split(starts, 1))  # type: ignore[no-untyped-call]
-    found = [each for group in groups for each in lanczos(operator, group, setting["steps"])]
+    loop = lanczos if side == SIDES[2] else each_probe
+    found = loop(operator, starts, setting["steps"])
     seconds = time.perf_counter() - began
     largest = max(float(each.ritz()[0][-1]) for each in found)
     print(json.dumps({"seconds": seconds, "megabytes": _memory(device) - before, "lambda_max": largest}))

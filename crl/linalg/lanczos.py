@@ -6,6 +6,8 @@ in float64. A matrix of low rank ends the recursion early (a breakdown), with no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +70,37 @@ def lanczos(operator: Operator, start: Tensor, steps: int) -> list[Tridiagonal]:
             break
         vectors = vectors[going]
     return [Tridiagonal(diagonal[i, :n], off[i, : n - 1]) for i, n in enumerate(lengths)]
+
+
+def each_probe(
+    operator: Operator, starts: Tensor, steps: int, tell: Callable[[str], None] = lambda what: None
+) -> list[Tridiagonal]:
+    """`lanczos` from each row on its own: as many at once as torch may use threads, each on a single one.
+
+    A probe's result does not depend on how many run beside it.
+    """
+    threads, found = torch.get_num_threads(), []
+    twins = [operator]
+    while len(twins) < min(threads, len(starts)) and (twin := operator.twin()) is not None:
+        twins.append(twin)
+    if len(twins) == 1:
+        for i, start in enumerate(starts, 1):
+            tell(f"probe {i} of {len(starts)}")
+            found += lanczos(operator, start[None], steps)
+        return found
+    tell(f"{len(starts)} probes, {len(twins)} at once")
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(twins)) as pool:
+            shares = [pool.submit(_some, twin, starts[i :: len(twins)], steps) for i, twin in enumerate(twins)]
+            done = [share.result() for share in shares]
+    finally:
+        torch.set_num_threads(threads)
+    return [done[i % len(twins)][i // len(twins)] for i in range(len(starts))]
+
+
+def _some(operator: Operator, starts: Tensor, steps: int) -> list[Tridiagonal]:
+    return [lanczos(operator, start[None], steps)[0] for start in starts]
 
 
 def _orthogonalise(image: Tensor, basis: Tensor) -> None:

@@ -12,6 +12,7 @@ L has no root: the Gram then takes the problem's `metric` instead, and is a Fish
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from crl.linalg.problem import Batch, CurvatureError, Problem, flat, steady, unflat
 
+SMALL = 100_000  # parameters up to which a product keeps no more than one core busy, and a second basis is light
 KEEP = 2_048  # samples whose graph is kept between products; with more, each chunk's is built anew
 
 
@@ -33,6 +35,10 @@ class Operator:
     def rows(self, block: Tensor) -> Tensor:
         """The matrix times each row."""
         raise NotImplementedError
+
+    def twin(self) -> Operator | None:
+        """An equal one for another thread to use at the same time; None where one thread is to have all cores."""
+        return None
 
     def __matmul__(self, columns: Tensor) -> Tensor:
         if columns.ndim == 1:
@@ -63,6 +69,11 @@ class Restricted(Operator):
     def __init__(self, operator: Operator, places: Tensor) -> None:
         self.operator, self.places, self.size, self.like = operator, places, len(places), operator.like
 
+    def twin(self) -> Operator | None:
+        """The same places of a twin."""
+        twin = self.operator.twin()
+        return None if twin is None else Restricted(twin, self.places)
+
     def rows(self, block: Tensor) -> Tensor:
         """The restricted matrix times each row."""
         whole = block.new_zeros(len(block), self.operator.size)
@@ -76,6 +87,16 @@ class _Graphs(Operator):
     def __init__(self, problem: Problem) -> None:
         self.problem, self.like = problem, problem.like
         self._kept: list[Any] | None = None
+
+    def twin(self) -> Operator | None:
+        """One with graphs of its own, since a graph is locked while it is used; for networks that are not large."""
+        if self.problem.size > SMALL or self.problem.samples > KEEP or self.like.device.type != "cpu":
+            return None
+        other = copy.copy(self)
+        other._kept = None
+        for _ in other._graphs():
+            pass
+        return other
 
     def _graph(self, batch: Batch, share: float) -> Any:
         raise NotImplementedError

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Array
-from crl.linalg.lanczos import lanczos, probes
+from crl.linalg.lanczos import each_probe, probes
 from crl.linalg.operators import Hessian, Operator, Restricted
 from crl.linalg.problem import Problem
 
@@ -200,10 +200,7 @@ def spectrum(
         values = torch.linalg.eigvalsh(matrix.dense().double().cpu()).numpy()[None]
         found = Spectrum(values, np.full(values.shape, 1 / matrix.size), matrix.size, None, zeros.settings)
     else:
-        each = []
-        for i, start in enumerate(probes(matrix.size, count, seed, matrix.like), 1):
-            tell(f"probe {i} of {count}")
-            each += lanczos(matrix, start[None], steps)
+        each = each_probe(matrix, probes(matrix.size, count, seed, matrix.like), steps, tell)
         whole, half = _padded([t.ritz() for t in each]), _padded([t.ritz(max(1, steps // 2)) for t in each])
         found = Spectrum(*whole, matrix.size, half, {**settings, "exact": False})
     return merged([found, zeros]) if none else found
