@@ -404,9 +404,9 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
     full = short.get(path, path)
     module_name, _, name = full.replace(":", ".").rpartition(".")
     if not module_name:
-        raise CrlError(
-            f"{place}: unknown {path!r}{_hint(path, short)} (an import path, such as my_agent.MyAgent, works too)"
-        )
+        kind = place.partition(".")[0].rstrip("s")
+        own = f"my_{kind}.My{kind.title()}"
+        raise CrlError(f"{place}: unknown {path!r}{_hint(path, short)} (an import path, such as {own}, works too)")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

@@ -32,7 +32,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"boundary  {rules}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {evaluation.episodes} episodes a task, {'greedy' if evaluation.greedy else 'sampled'}",
-        f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent",
+        f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
     ]
     return "\n".join(lines)
 
