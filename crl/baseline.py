@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from crl import config, metrics, sinks
+from crl import build, config, metrics, sinks
 from crl.core import Record
 from crl.opened import Run, visit_areas
 from crl.store import RunFolder
 
 
 def add_baseline(
-    experiment: config.Experiment, folder: RunFolder, plan: config.Plan, walk: Callable[[config.Plan, RunFolder], None]
+    experiment: config.Experiment, folder: RunFolder, plan: build.Plan, walk: Callable[[build.Plan, RunFolder], None]
 ) -> None:
     """`baseline: fresh`: a new agent alone on each task, by the same walk, for forward transfer."""
     if experiment.baseline != "fresh":
@@ -30,7 +30,7 @@ def add_baseline(
                 {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "tasks": [entry]}
             )
             alone.create(single.plain(), {"status": "new"}, overwrite=True)
-            walk(config.build(single), alone)
+            walk(build.build(single), alone)
         base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)
         ratio = metrics.forward_transfer_ratio(areas[first].value, base)
         found = {"metrics/fresh_area": base, "metrics/forward_transfer_ratio": ratio.value}
@@ -44,6 +44,6 @@ def add_baseline(
 
 def _only(experiment: config.Experiment, name: str, steps: int) -> dict[str, Any]:
     """The entry of `tasks:` that makes one task alone, for as long as its first visit was."""
-    entries = ((spec, *part) for spec in experiment.tasks for part in config.spread(spec, "tasks"))
+    entries = ((spec, *part) for spec in experiment.tasks for part in build.spread(spec, "tasks"))
     spec, _, setting = next(entry for entry in entries if entry[1] == name)
     return {**dataclasses.asdict(spec), "steps": steps, "change": setting}

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from crl import config
+from crl import build
 from crl.core import Boundary, CrlError, Visit, aside, brief, derive
 from crl.linalg import CurvatureError, Spectrum
 
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
 
 
-def enter(plan: config.Plan, visit: Visit) -> None:
+def enter(plan: build.Plan, visit: Visit) -> None:
     """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced."""
     if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
         own = getattr(plan.agent, "enter", None)
@@ -27,7 +27,7 @@ def enter(plan: config.Plan, visit: Visit) -> None:
 
 
 def boundary_of(
-    plan: config.Plan, visit: Visit, phase: str, step: int, tell: Callable[[str], None] = lambda what: None
+    plan: build.Plan, visit: Visit, phase: str, step: int, tell: Callable[[str], None] = lambda what: None
 ) -> Boundary:
     """What monitors are shown before or after a visit."""
     seen = {plan.order[i]: plan.visits[i].task for i in range(visit.index - 1)}
@@ -47,7 +47,7 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
     shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
     with aside(boundary.seed):
         try:
-            found = {key: _plain(value) for key, value in monitor.measure(shown).items()}
+            found = {key: _numbers(value) for key, value in monitor.measure(shown).items()}
         except (CrlError, CurvatureError) as error:
             return {}, str(error)
         except Exception as error:  # a monitor of anybody's must not end a long run
@@ -55,6 +55,6 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
     return {f"{name}/{key}": value for key, value in found.items()}, ""
 
 
-def _plain(value: Any) -> Any:
+def _numbers(value: Any) -> Any:
     """A spectrum, or an array of numbers: anything else fails here, where the monitor is to be named."""
     return value if isinstance(value, Spectrum) else np.asarray(value, dtype=float)

@@ -133,6 +133,15 @@ class Record:
     note: str = ""  # why the value is missing, where it is
 
 
+def plain(value: float | Array) -> float | list[float]:
+    """A number or an array of them, as a record holds it.
+
+    >>> plain(np.float32(0.5)), plain(np.array([[1, 2]]))
+    (0.5, [1.0, 2.0])
+    """
+    return float(value) if np.ndim(value) == 0 else [float(item) for item in np.asarray(value).ravel()]
+
+
 class Agent(Protocol):
     """What learns. Built as `Agent(interface, seed, device, **options)`.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crl import config, metrics, sinks
+from crl import build, config, metrics, sinks
 from crl.core import Agent, Array, CrlError, Record, State
 from crl.store import RunFolder
 
@@ -50,12 +50,12 @@ class Run:
         """The agent as it was at the last checkpoint."""
         return self.at()[0].agent
 
-    def at(self, visit: int | None = None) -> tuple[config.Plan, State]:
+    def at(self, visit: int | None = None) -> tuple[build.Plan, State]:
         """The plan with its agent as it was after a visit (by default: at the last checkpoint), and that checkpoint."""
         folder = RunFolder(self.path)
         folder.manifest()
         state = folder.load(folder.latest() if visit is None else folder.boundary(visit), self.experiment.digest)
-        plan = config.build(self.experiment)
+        plan = build.build(self.experiment)
         load_agent(plan.agent, state["agent"])
         return plan, state
 

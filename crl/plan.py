@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crl import config
+from crl import build, config
 from crl.core import CrlError, Visit, aside, derive
 from crl.opened import Run
 from crl.run import EVALUATE
@@ -17,7 +17,7 @@ TRIAL = 1.5  # seconds that an estimate may take
 
 def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
     """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
-    plan = config.build(config.read(source, changes))
+    plan = build.build(config.read(source, changes))
     experiment, evaluation = plan.experiment, plan.experiment.evaluation
     lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} steps"]
     for visit in plan.visits:
@@ -72,7 +72,7 @@ def listing(what: str) -> list[str]:
     if what == "envs":
         importlib.import_module("minigrid")
         return sorted(importlib.import_module("gymnasium").registry)
-    short = {"agents": config.AGENTS, "methods": config.METHODS, "monitors": config.MONITORS}[what]
+    short = {"agents": build.AGENTS, "methods": build.METHODS, "monitors": build.MONITORS}[what]
     lines = []
     for name, where in short.items():
         module, _, cls = where.rpartition(".")
@@ -90,7 +90,7 @@ def listing(what: str) -> list[str]:
     return [*lines, f"{'your own':<24} any import path, such as my_{what[:-1]}.My{what[:-1].title()}"]
 
 
-def _estimate(plan: config.Plan) -> float:
+def _estimate(plan: build.Plan) -> float:
     """Seconds for the whole walk: a few ticks of a throw-away agent on the first task, and each task's own speed."""
     speeds = [task.speed(0.15) for task in plan.tasks]  # type: ignore[attr-defined]
     first = plan.visits[0]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from crl import config
+from crl import build
 from crl.boundary import boundary_of, enter, look
-from crl.core import Boundary, CrlError, State, aside, set_random_state
+from crl.core import Boundary, CrlError, State, aside, plain, set_random_state
 from crl.linalg import Spectrum
 from crl.opened import Run
 
@@ -67,7 +67,7 @@ class Seen:
         }
         head = {"run": self.run, "visit": self.visit, "phase": self.phase, "task": self.task, "step": self.step}
         found = {"numbers": self.numbers, "logged": self.logged, "problems": self.problems, "spectra": spectra}
-        return json.dumps(_plain({**head, **found}), indent=1, allow_nan=False)
+        return json.dumps(_sayable({**head, **found}), indent=1, allow_nan=False)
 
 
 def probe(
@@ -110,7 +110,7 @@ def _probe(
             if isinstance(value, Spectrum):
                 spectra[key] = value
             else:
-                numbers[key] = float(value) if np.ndim(value) == 0 else np.asarray(value, float).ravel().tolist()
+                numbers[key] = plain(value)
     logged = {r.name: r.value for r in run.records if r.visit == visit and r.phase == phase and r.name in numbers}
     task = boundary.task.name
     return Seen(str(run.path), visit, phase, task, boundary.step, numbers, logged, spectra, problems, bool(options))
@@ -118,7 +118,7 @@ def _probe(
 
 def _monitors(run: Run, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
     try:
-        return config.build_monitors(_specs(run.experiment.monitors, names, options))
+        return build.build_monitors(_specs(run.experiment.monitors, names, options))
     except CrlError as error:  # its place is in a list that the command line does not have
         raise CrlError(re.sub(r"^monitors\.\d+(\.)?", lambda m: "--" if m[1] else "--monitor", str(error))) from None
 
@@ -168,10 +168,10 @@ def _cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else f"{len(value)} numbers"
 
 
-def _plain(value: Any) -> Any:
+def _sayable(value: Any) -> Any:
     """As JSON can say it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _sayable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_sayable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crl import config, metrics, sinks
+from crl import build, config, metrics, sinks
 from crl.baseline import add_baseline
 from crl.boundary import boundary_of, enter, look
 from crl.core import (
@@ -23,6 +23,7 @@ from crl.core import (
     State,
     Visit,
     derive,
+    plain,
     random_state,
     set_random_state,
 )
@@ -40,7 +41,7 @@ class Stopped(Exception):
 class Walk:
     """One agent with one seed on its way through a sequence."""
 
-    def __init__(self, plan: config.Plan, folder: RunFolder, verbosity: int, offset: int | None = None) -> None:
+    def __init__(self, plan: build.Plan, folder: RunFolder, verbosity: int, offset: int | None = None) -> None:
         self.plan, self.folder, self.experiment = plan, folder, plan.experiment
         self.agent = plan.agent
         self.names = [task.name for task in plan.tasks]
@@ -157,8 +158,7 @@ class Walk:
         self, found: Mapping[str, float | Array], visit: int, task: str = "", phase: str = "", note: str = ""
     ) -> None:
         for name, value in found.items():
-            plain = float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=float).ravel().tolist()
-            record = Record(name, plain, self.step, visit, task, phase, note)
+            record = Record(name, plain(value), self.step, visit, task, phase, note)
             self.jsonl.write(record)
             self.board.write(record)
         self.jsonl.flush()
@@ -231,7 +231,7 @@ def train(
     folder = RunFolder(Path(out) / experiment.name / experiment.label / f"seed-{experiment.seed}")
     if folder.occupied and not overwrite:
         folder.create({}, {}, overwrite=False)  # refuses, before anything slow
-    plan = config.build(experiment)
+    plan = build.build(experiment)
     folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
     _walk(Walk(plan, folder, verbosity))
     add_baseline(experiment, folder, plan, _alone)
@@ -245,7 +245,7 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
         raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
     run = Run(folder.path)
     state = folder.load(folder.latest(), run.experiment.digest)
-    plan = config.build(run.experiment)
+    plan = build.build(run.experiment)
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return run
@@ -280,7 +280,7 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
         folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
 
 
-def _alone(plan: config.Plan, folder: RunFolder) -> None:
+def _alone(plan: build.Plan, folder: RunFolder) -> None:
     """A baseline's walk, which says nothing."""
     _walk(Walk(plan, folder, -1))
 
@@ -302,7 +302,7 @@ def _finish(walk: Walk) -> None:
     walk.terminal.table(walk.rows, walk.row_names, walk.names, shown)
 
 
-def _manifest(plan: config.Plan) -> dict[str, Any]:
+def _manifest(plan: build.Plan) -> dict[str, Any]:
     experiment = plan.experiment
     return {
         "status": "new",

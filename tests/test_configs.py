@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import crl
-from crl import config
+from crl import build, config
 from crl.cli import main
 from crl.metrics import summary
 
@@ -23,18 +23,18 @@ def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
     kwargs = [(f"tasks.{i}.kwargs", {"max_episode_steps": 20}) for i in range(count)]
     steps = [(f"tasks.{i}.steps", 32) for i in range(count)]
     run = crl.train(path, out=tmp_path, changes=(*TINY, *kwargs, *steps))
-    visits = len(config.build(run.experiment).order)
+    visits = len(build.build(run.experiment).order)
     assert run.matrix.shape == (visits + 1, len(run.tasks)) and np.isfinite(run.matrix).all()
     assert run.manifest["status"] == "finished" and len(list((run.path / "checkpoints").iterdir())) == visits + 1
 
 
 def test_minigrid_has_four_tasks_and_a_revisit() -> None:
-    plan = config.build(config.read("minigrid"))
+    plan = build.build(config.read("minigrid"))
     assert len(plan.tasks) >= 4 and len(plan.order) > len(plan.tasks)
 
 
 def test_configs_arrive_in_the_objects() -> None:
-    plan = config.build(config.read("minigrid", [("agent.learning_rate", 3e-4), ("tasks.0.steps", 20_000)]))
+    plan = build.build(config.read("minigrid", [("agent.learning_rate", 3e-4), ("tasks.0.steps", 20_000)]))
     algo = plan.agent.algo  # type: ignore[attr-defined]
     assert (algo.n_envs, algo.n_steps, algo.ent_coef, algo.learning_rate) == (16, 128, 0.01, 3e-4)
     assert plan.steps[0] == 20_480, "rounded up to whole updates"
@@ -99,9 +99,9 @@ def test_the_readme_shows_the_tested_agent() -> None:
 def test_the_readme_yaml_is_valid() -> None:
     whole, monitors = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     data = config.parse_yaml(whole, "README")
-    assert config.build(config.read(data)).order == [0, 1, 2, 3]
+    assert build.build(config.read(data)).order == [0, 1, 2, 3]
     data |= config.parse_yaml(monitors, "README")
-    assert list(config.build(config.read(data)).monitors) == ["hessian", "heads", "erank", "conflict"]
+    assert list(build.build(config.read(data)).monitors) == ["hessian", "heads", "erank", "conflict"]
 
 
 def test_the_readmes_spectrum_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attentio
 
 import crl
 from agents.sb3 import DQN, PPO
+from crl.build import MONITORS, build_monitors
 from crl.cli import main
-from crl.config import BY_DEFAULT, MONITORS, build_monitors, read
+from crl.config import BY_DEFAULT, read
 from crl.core import Boundary, CrlError, Experience, Visit
 from crl.linalg import CurvatureError, Hessian, Problem, Spectrum, effective_rank, hessian_spectrum, spectrum
 from crl.linalg.memory import needed
@@ -54,13 +55,7 @@ AGENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors are faster so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # An agent and a task made by hand.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crl
-from crl.config import MONITORS
+from crl.build import MONITORS
 
 DATA: dict[str, Any] = {
     "name": "walk",

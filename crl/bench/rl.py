@@ -18,7 +18,7 @@ import tempfile
 import time
 from typing import Any
 
-from crl import config, run
+from crl import build, config, run
 
 ENVS = 16
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def suite(agent: str, env: str, steps: int) -> None:
 
 def child(side: str, agent: str, env: str, steps: int) -> None:
     """One timed run; prints its figures as JSON."""
-    config.build(config.read({"tasks": [{"env": env, "steps": 1}], "agent": agent}))  # every import, before the clock
+    build.build(config.read({"tasks": [{"env": env, "steps": 1}], "agent": agent}))  # every import, before the clock
     importlib.import_module("torch.utils.tensorboard")
     importlib.import_module("matplotlib.figure")
     wall, cpu = time.perf_counter(), time.process_time()
