@@ -8,39 +8,37 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
 
-from agents.nets import ACTIVATIONS, OneHot
+from agents.nets import ACTIVATIONS, DOUBLING, NORMS, OneHot
+from agents.optimizers import find
 from crl.core import CrlError, Interface
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-}
 OURS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self", "use_sde"}
 
 
 def policy_kwargs(interface: Interface, net: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """SB3's `policy_kwargs` from our `net` and `optimizer` options; what is not named stays SB3's."""
-    known("agent.net", net, ("hidden", "activation"))
+    known("agent.net", net, ("hidden", "activation", "norm"))
     kwargs: dict[str, Any] = {}
     if "hidden" in net:
         kwargs["net_arch"] = [int(width) for width in net["hidden"]]
     if "activation" in net:
-        known("agent.net.activation", [net["activation"]], ACTIVATIONS)
-        kwargs["activation_fn"] = ACTIVATIONS[net["activation"]]
+        known("agent.net.activation", [net["activation"]], {**ACTIVATIONS, **DOUBLING})
+        kwargs["activation_fn"] = ACTIVATIONS.get(net["activation"], nn.Identity)  # what doubles is put in later
+        odd = [width for width in net.get("hidden", ()) if width % 2]
+        if net["activation"] in DOUBLING and odd:
+            raise CrlError(f"agent.net.hidden: {odd[0]} cannot be halved, as activation {net['activation']} needs")
+    if "norm" in net:
+        known("agent.net.norm", [net["norm"]], NORMS)
     if isinstance(interface.observation, spaces.MultiDiscrete):
         kinds = [int(kind) for kind in interface.observation.nvec]
         kwargs |= {"features_extractor_class": OneHot, "features_extractor_kwargs": {"kinds": kinds}}
     rest = dict(optimizer)
     if "use" in rest:
-        use = rest.pop("use")
-        known("agent.optimizer.use", [use], OPTIMIZERS)
-        kwargs["optimizer_class"] = OPTIMIZERS[use]
+        kwargs["optimizer_class"] = find(rest.pop("use"))
     if rest:
         kwargs["optimizer_kwargs"] = rest
     return kwargs

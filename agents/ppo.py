@@ -1,4 +1,4 @@
-"""PPO's loss (Schulman et al. 2017) as pure functions of the policy's outputs, as Stable-Baselines3 trains on it.
+"""PPO (Schulman et al. 2017): Stable-Baselines3's, and its loss as pure functions of the policy's outputs.
 
 Outputs are one row a sample: the parameters of the action distribution, then the value. They are logits for discrete
 answers, the mean and the logarithm of the standard deviation for continuous ones.
@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+
+from agents.sb3 import OnPolicy, named
+from crl.core import Experience
 
 Batch = Mapping[str, Tensor]
 
@@ -138,3 +143,101 @@ def _kinds(space: spaces.Space[Any]) -> list[int]:
         return [int(kind) for kind in space.nvec]
     assert isinstance(space, spaces.Discrete)
     return [int(space.n)]
+
+
+class PPO(OnPolicy):
+    """Proximal policy optimisation (Schulman et al. 2017), with settings that learn small MiniGrid tasks."""
+
+    algorithm = sb3.PPO
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "learning_rate": 5e-4,
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "ent_coef": 0.01,
+    }
+
+    @property
+    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The parameters that answer now, of the actor and of the critic."""
+        actor, critic = ["mlp_extractor.policy_net", "log_std"], ["mlp_extractor.value_net", "vf_features_extractor"]
+        actor.append("features_extractor")
+        critic += ["features_extractor"] if self.algo.policy.share_features_extractor else []
+        head = f".heads.{self._current_head()}" if self.heads else ""
+        parts = {"actor": [*actor, f"action_net{head}"], "critic": [*critic, f"value_net{head}"]}
+        return {name: named(self.model, prefixes) for name, prefixes in parts.items()}
+
+    @property
+    def minibatch(self) -> dict[str, torch.Tensor]:
+        """The batch whose step is about to happen, as `train()` sees it."""
+        seen = self.algo.rollout_buffer.last
+        gain = seen.advantages
+        if self.algo.normalize_advantage and len(gain) > 1:
+            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+        batch = {"obs": seen.observations, "action": seen.actions, "advantage": gain, "log_prob": seen.old_log_prob}
+        return {**batch, "value": seen.old_values, "return": seen.returns}
+
+    def prepare(self, experience: Experience) -> dict[str, torch.Tensor]:
+        """A rollout, (time, copies, ...), as minibatches see it, with everything that is constant while learning."""
+        policy, algo = self.algo.policy, self.algo
+        obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
+        reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
+        gains = self._tensor(reward).float().clone()
+        action = self._tensor(experience.action if experience.note is None else np.stack(experience.note))
+        cut = self._tensor(experience.truncated & ~experience.terminated)
+        following = self._tensor(self._seen(experience.next_obs))
+        with torch.no_grad():
+            answer = outputs(policy, obs)
+            value = answer[:, -1].reshape(gains.shape)
+            if cut.any():
+                gains[cut] += algo.gamma * policy.predict_values(following[cut])[:, 0]
+            last = policy.predict_values(following[-1])[:, 0]
+            ended = self._tensor(experience.terminated | experience.truncated).float()
+            gain = advantages(gains, value, last, ended, algo.gamma, algo.gae_lambda).flatten()
+            action = action.reshape(len(obs), -1)
+            log_prob, _ = log_probability(answer[:, :-1], action, algo.action_space)
+        returns, value = gain + value.flatten(), value.flatten()
+        if algo.normalize_advantage and len(gain) > 1:
+            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+        batch = {"obs": obs, "action": action, "advantage": gain, "log_prob": log_prob}
+        return {**batch, "value": value, "return": returns}
+
+    def outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The action distribution's parameters and the value."""
+        return outputs(self.algo.policy, batch["obs"])
+
+    def objective(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a minibatch, as `train()` has it (SB3 normalises advantages within each minibatch)."""
+        remaining = self.algo._current_progress_remaining
+        return objective(
+            outputs,
+            batch,
+            self.algo.action_space,
+            clip=self.algo.clip_range(remaining),
+            clip_value=self.algo.clip_range_vf(remaining) if self.algo.clip_range_vf else None,
+            value_weight=self.algo.vf_coef,
+            entropy_weight=self.algo.ent_coef,
+        )
+
+    def error(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The part of the loss that is an error, which 0 is the least of: the value's."""
+        return value_error(outputs, batch, None)
+
+    def metric(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What outputs matter by where the surrogate is not convex in them."""
+        return metric(outputs, self.algo.action_space, self.algo.vf_coef)
+
+    def divergence(self, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How far the answers moved."""
+        return divergence(before, after, self.algo.action_space)
+
+    remembers = ("obs",)
+
+    def rehearse(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of replayed states: answer as was answered then. Their gains say nothing of today's policy."""
+        return self.distill(self.outputs(batch), batch["outputs"])
+
+    def distill(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The loss of answering otherwise than a teacher: KL of the policy, and half the value's squared error."""
+        parts = divergence(teacher, outputs, self.algo.action_space)
+        return (parts["kl"] + 0.5 * parts["value_change"]).mean()

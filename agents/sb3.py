@@ -9,30 +9,27 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import stable_baselines3 as sb3
 import torch
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents import dqn, ppo
-from agents.nets import Heads
+from agents.nets import Heads, Shape
 from agents.normalize import Normalizer
 from agents.options import check_options, known, line, policy_kwargs
 from crl.core import Array, CrlError, Experience, Interface, NotYet, Rules, State, Task, Visit
 
-SUPPORTED = ("PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3", "DDPG", "TQC", "CrossQ")
 COUNTERS = (
     "num_timesteps",
     "_n_updates",
@@ -64,6 +61,7 @@ class SB3Agent:
         settings = {**self.defaults, **options}
         check_options(self.algorithm, settings)
         shape = {**policy_kwargs(interface, net or {}, optimizer or {}), **settings.pop("policy_kwargs", {})}
+        self._remember_batches(settings)
         for name in ("learning_rate", "clip_range"):
             if isinstance(settings.get(name), Mapping):
                 settings[name] = line(name, settings[name])
@@ -75,12 +73,14 @@ class SB3Agent:
             policy_kwargs=shape,
             **settings,
         )
+        self._reshape(Shape.of(net or {}))
         self.algo.set_logger(Logger(folder=None, output_formats=[]))
         self.algo.policy.set_training_mode(False)
         self.normalizer = self._normalizer(normalize or {})
         self.heads: list[str] = []  # the tasks that have one, where heads are per task
         self._schedule = (0, 1)
         self._entered_at = 0
+        self._visit_steps = 1
         self._evaluating = False
 
     # What methods and monitors work on.
@@ -96,6 +96,23 @@ class SB3Agent:
         """Whatever steps the model."""
         return [self._get(name) for name in self.algo._get_torch_save_params()[0] if name.endswith("optimizer")]
 
+    @property
+    def progress(self) -> float:
+        """The share of the visit that is over."""
+        return min(1.0, (self.algo.num_timesteps - self._entered_at) / self._visit_steps)
+
+    def rebuilt(self) -> None:
+        """The model has grown: its new parameters are to be learned."""
+        known = {
+            id(value) for optimizer in self.optimizers for group in optimizer.param_groups for value in group["params"]
+        }
+        new = [value for value in self._plastic() if value.requires_grad and id(value) not in known]
+        if new:
+            self.algo.policy.optimizer.add_param_group({"params": new})
+
+    def _plastic(self) -> Iterator[nn.Parameter]:
+        return self.model.parameters()
+
     # Boundaries.
 
     def enter(self, visit: Visit) -> None:
@@ -110,6 +127,7 @@ class SB3Agent:
             self.normalizer.reset()
         self._schedule = visit.schedule
         self._entered_at = self.algo.num_timesteps
+        self._visit_steps = visit.steps
         self._progress()
 
     def accepts(self, rules: Rules) -> None:
@@ -198,7 +216,7 @@ class SB3Agent:
             "counters": {name: getattr(self.algo, name) for name in COUNTERS if hasattr(self.algo, name)},
             "action_space": self.algo.action_space.np_random.bit_generator.state,
             "normalizer": self.normalizer.state_dict() if self.normalizer is not None else {},
-            "schedule": [*self._schedule, self._entered_at],
+            "schedule": [*self._schedule, self._entered_at, self._visit_steps],
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -216,10 +234,35 @@ class SB3Agent:
         self.algo.action_space.np_random.bit_generator.state = state["action_space"]
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
-        *schedule, self._entered_at = state["schedule"]
+        *schedule, self._entered_at, self._visit_steps = state["schedule"]
         self._schedule = (schedule[0], schedule[1])
 
     # Small parts.
+
+    def _remember_batches(self, settings: dict[str, Any]) -> None:
+        """Let the buffer be one that remembers the batch it last gave: `train()` is as ever, and is watched so."""
+        for name, remembering, default in (
+            ("rollout_buffer_class", remember_rollouts, RolloutBuffer),
+            ("replay_buffer_class", remember_replays, ReplayBuffer),
+        ):
+            if name in inspect.signature(self.algorithm.__init__).parameters:
+                settings[name] = remembering(settings.get(name) or default)
+
+    def _reshape(self, shape: Shape) -> None:
+        """Norm layers and activations that double, which SB3's own networks do not have."""
+        if not shape.changes:
+            return
+        for owner, name in self._bodies():
+            setattr(owner, name, shape.remake(getattr(owner, name)))
+        policy = self.algo.policy
+        policy.to(self.algo.device)
+        rate = self.algo.lr_schedule(1)
+        policy.optimizer = policy.optimizer_class(self._plastic(), lr=rate, **policy.optimizer_kwargs)
+
+    def _bodies(self) -> list[tuple[Any, str]]:
+        raise CrlError(
+            f"agent.net: norm, crelu and fourier work with PPO, A2C, TRPO and DQN, not with {self.algorithm.__name__}"
+        )
 
     def _normalizer(self, wanted: Mapping[str, bool]) -> Normalizer | None:
         known("agent.normalize", wanted, ("observation", "reward"))
@@ -336,6 +379,23 @@ class OnPolicy(SB3Agent):
         super().enter(visit)
         self._starts = np.ones(self.interface.envs, dtype=bool)
 
+    @property
+    def chains(self) -> list[list[str]]:
+        """The modules from what is seen to the action, and to the value, by name and in order."""
+        body = self.algo.policy.mlp_extractor
+        return [
+            [*(f"mlp_extractor.{side}.{i}" for i in range(len(getattr(body, side)))), head]
+            for side, head in (("policy_net", "action_net"), ("value_net", "value_net"))
+        ]
+
+    @property
+    def epoch(self) -> int:
+        """Steps of the optimizer that go once through a rollout."""
+        return math.ceil(self.algo.n_steps * self.interface.envs / getattr(self.algo, "batch_size", 10**9))
+
+    def _bodies(self) -> list[tuple[Any, str]]:
+        return [(self.algo.policy.mlp_extractor, "policy_net"), (self.algo.policy.mlp_extractor, "value_net")]
+
     def _head_slots(self) -> list[tuple[Any, str | int]]:
         return [(self.algo.policy, "action_net"), (self.algo.policy, "value_net")]
 
@@ -411,14 +471,6 @@ class OffPolicy(SB3Agent):
         if hasattr(self.algo, "exploration_schedule"):
             self.algo.exploration_rate = self.algo.exploration_schedule(self.algo._current_progress_remaining)
 
-    def _head_slots(self) -> list[tuple[Any, str | int]]:
-        if not isinstance(self.algo, sb3.DQN):
-            return super()._head_slots()
-        return [(net.q_net, len(net.q_net) - 1) for net in (self.algo.q_net, self.algo.q_net_target)]
-
-    def _learns(self, owner: Any) -> bool:
-        return owner is self.algo.q_net.q_net
-
     def state_dict(self) -> State:
         """With the filled rows of the replay buffer."""
         buffer: Any = self.algo.replay_buffer
@@ -445,138 +497,30 @@ class OffPolicy(SB3Agent):
         self._since_train, self._filled_from = state["since_train"], state["filled_from"]
 
 
-class PPO(OnPolicy):
-    """Proximal policy optimisation (Schulman et al. 2017), with settings that learn small MiniGrid tasks."""
+def remember_rollouts(base: Any) -> Any:
+    """A rollout buffer that knows in `last` which minibatch it gave last."""
 
-    algorithm = sb3.PPO
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "learning_rate": 5e-4,
-        "n_steps": 128,
-        "batch_size": 256,
-        "n_epochs": 4,
-        "ent_coef": 0.01,
-    }
+    class Rollouts(base):  # type: ignore[misc]
+        last: Any = None
 
-    @property
-    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
-        """The parameters that answer now, of the actor and of the critic."""
-        actor, critic = ["mlp_extractor.policy_net", "log_std"], ["mlp_extractor.value_net", "vf_features_extractor"]
-        actor.append("features_extractor")
-        critic += ["features_extractor"] if self.algo.policy.share_features_extractor else []
-        head = f".heads.{self._current_head()}" if self.heads else ""
-        parts = {"actor": [*actor, f"action_net{head}"], "critic": [*critic, f"value_net{head}"]}
-        return {name: _named(self.model, prefixes) for name, prefixes in parts.items()}
+        def get(self, batch_size: int | None = None) -> Iterator[Any]:
+            for self.last in super().get(batch_size):  # the name is what this is for
+                yield self.last
 
-    def prepare(self, experience: Experience) -> dict[str, torch.Tensor]:
-        """A rollout, (time, copies, ...), as minibatches see it, with everything that is constant while learning."""
-        policy, algo = self.algo.policy, self.algo
-        obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
-        reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
-        gains = self._tensor(reward).float().clone()
-        action = self._tensor(experience.action if experience.note is None else np.stack(experience.note))
-        cut = self._tensor(experience.truncated & ~experience.terminated)
-        following = self._tensor(self._seen(experience.next_obs))
-        with torch.no_grad():
-            answer = ppo.outputs(policy, obs)
-            value = answer[:, -1].reshape(gains.shape)
-            if cut.any():
-                gains[cut] += algo.gamma * policy.predict_values(following[cut])[:, 0]
-            last = policy.predict_values(following[-1])[:, 0]
-            ended = self._tensor(experience.terminated | experience.truncated).float()
-            gain = ppo.advantages(gains, value, last, ended, algo.gamma, algo.gae_lambda).flatten()
-            action = action.reshape(len(obs), -1)
-            log_prob, _ = ppo.log_probability(answer[:, :-1], action, algo.action_space)
-        returns, value = gain + value.flatten(), value.flatten()
-        if algo.normalize_advantage and len(gain) > 1:
-            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
-        batch = {"obs": obs, "action": action, "advantage": gain, "log_prob": log_prob}
-        return {**batch, "value": value, "return": returns}
-
-    def outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The action distribution's parameters and the value."""
-        return ppo.outputs(self.algo.policy, batch["obs"])
-
-    def objective(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of a minibatch, as `train()` has it (SB3 normalises advantages within each minibatch)."""
-        remaining = self.algo._current_progress_remaining
-        return ppo.objective(
-            outputs,
-            batch,
-            self.algo.action_space,
-            clip=self.algo.clip_range(remaining),
-            clip_value=self.algo.clip_range_vf(remaining) if self.algo.clip_range_vf else None,
-            value_weight=self.algo.vf_coef,
-            entropy_weight=self.algo.ent_coef,
-        )
-
-    def error(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The part of the loss that is an error, which 0 is the least of: the value's."""
-        return ppo.value_error(outputs, batch, None)
-
-    def metric(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What outputs matter by where the surrogate is not convex in them."""
-        return ppo.metric(outputs, self.algo.action_space, self.algo.vf_coef)
-
-    def divergence(self, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How far the answers moved."""
-        return ppo.divergence(before, after, self.algo.action_space)
+    return Rollouts
 
 
-class DQN(OffPolicy):
-    """Deep Q-learning (Mnih et al. 2015), with settings that learn the smallest MiniGrid tasks."""
+def remember_replays(base: Any) -> Any:
+    """A replay buffer that knows in `last` which minibatch it gave last."""
 
-    algorithm = sb3.DQN
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "learning_rate": 3e-4,
-        "buffer_size": 50_000,
-        "learning_starts": 1_000,
-        "batch_size": 64,
-        "train_freq": 1,
-        "gradient_steps": 2,
-        "target_update_interval": 1_000,
-        "exploration_fraction": 0.5,
-    }
+    class Replays(base):  # type: ignore[misc]
+        last: Any = None
 
-    @property
-    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
-        """The parameters that answer now; the target network's are not plastic."""
-        last = len(self.algo.q_net.q_net) - 1
-        idle = [f"q_net.q_net.{last}.heads.{i}." for i in range(len(self.heads)) if i != self._current_head()]
-        found = _named(self.model, ["q_net"])
-        return {"q": {name: value for name, value in found.items() if not name.startswith(tuple(idle))}}
+        def sample(self, *args: Any, **kwargs: Any) -> Any:
+            self.last = super().sample(*args, **kwargs)
+            return self.last
 
-    def prepare(self, experience: Experience) -> dict[str, torch.Tensor]:
-        """Transitions as a replayed batch, with the target network's answer."""
-        reward = experience.reward if self.normalizer is None else self.normalizer.normalize_reward(experience.reward)
-        following = self._tensor(self._seen(experience.next_obs)).flatten(0, 1)
-        with torch.no_grad():
-            answer = self.algo.q_net_target(following)
-        terminated = self._tensor(experience.terminated).float().flatten()
-        target = dqn.targets(self._tensor(reward).float().flatten(), answer, terminated, self.algo.gamma)
-        obs = self._tensor(self._seen(experience.obs)).flatten(0, 1)
-        return {"obs": obs, "action": self._tensor(experience.action).reshape(-1, 1), "target": target}
-
-    def outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The values of all actions."""
-        answer: torch.Tensor = self.algo.q_net(batch["obs"])
-        return answer
-
-    def objective(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Huber's loss of the temporal difference."""
-        return dqn.objective(outputs, batch)
-
-    def divergence(self, before: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How far the answers moved."""
-        return dqn.divergence(before, after)
-
-
-def adapt(algorithm: type[BaseAlgorithm]) -> type[SB3Agent]:
-    """An agent from any supported algorithm class of Stable-Baselines3 or sb3-contrib, with its own defaults."""
-    if algorithm.__name__ not in SUPPORTED:
-        raise CrlError(f"agent.use: {algorithm.__name__} is not supported; supported are {', '.join(SUPPORTED)}")
-    bases = {sb3.PPO: PPO, sb3.DQN: DQN, OnPolicyAlgorithm: OnPolicy, OffPolicyAlgorithm: OffPolicy}
-    base: Any = next(ours for theirs, ours in bases.items() if issubclass(algorithm, theirs))
-    return type(algorithm.__name__, (base,), {"algorithm": algorithm, "defaults": {}, "__doc__": algorithm.__doc__})
+    return Replays
 
 
 class _Spaces(VecEnv):
@@ -617,7 +561,7 @@ def _stored(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-def _named(module: nn.Module, prefixes: list[str]) -> dict[str, nn.Parameter]:
+def named(module: nn.Module, prefixes: list[str]) -> dict[str, nn.Parameter]:
     """The trainable parameters whose names begin so."""
     starts = tuple(f"{prefix}." for prefix in prefixes)
     return {n: p for n, p in module.named_parameters() if p.requires_grad and f"{n}.".startswith(starts)}

@@ -22,7 +22,7 @@ import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive
 
-AGENTS = {"ppo": "agents.sb3.PPO", "dqn": "agents.sb3.DQN"}
+AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN"}
 MONITORS = {
     "hessian": "crl.monitors.curvature.Hessian",
     "ggn": "crl.monitors.curvature.GGN",
@@ -121,7 +121,7 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     options = dict(experiment.agent)
     cls = locate(options.pop("use"), AGENTS, "agent")
     if cls.__module__.startswith(("stable_baselines3.", "sb3_contrib.")):
-        cls = _room("agents.sb3").adapt(cls)
+        cls = _room("agents.adapt").adapt(cls)
     _check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
     _check_signature(cls, (interface, 0, device), options, "agent")
     try:

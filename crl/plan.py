@@ -83,7 +83,7 @@ def listing(what: str) -> list[str]:
         if what == "monitors" and cost and "Cost: " not in lines[-1]:
             lines.append(f"{'':<24} Cost: {cost}")
     if what == "agents":
-        supported = ", ".join(importlib.import_module("agents.sb3").SUPPORTED)
+        supported = ", ".join(importlib.import_module("agents.adapt").SUPPORTED)
         lines.append(f"{'by import path':<24} stable_baselines3.X or sb3_contrib.X, with X in {supported}")
     if what == "monitors":
         lines.append(f"{'*':<24} on by default; `monitors: []` or --monitor none turns all off")

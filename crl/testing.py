@@ -96,7 +96,7 @@ def check_monitor(monitor: Monitor) -> None:
     """Measure before and after a visit: numbers come back, and nothing else has happened. A class is built first."""
     monitor = monitor() if inspect.isclass(monitor) else monitor
     with aside(1):
-        trial = _Trial(importlib.import_module("agents.sb3").PPO, _small(), PPO)
+        trial = _Trial(importlib.import_module("agents.ppo").PPO, _small(), PPO)
         earlier = (_task(_small()),)
         for phase in ("init", "end"):
             for parameter in trial.agent.model.parameters():
@@ -120,7 +120,7 @@ def check_method(method: Method) -> None:
     """Attach a method (a newly built one) to an agent, let it hear of a visit, stop and resume."""
 
     def trial() -> _Trial:
-        return _Trial(importlib.import_module("agents.sb3").PPO, _small(), PPO, copy.deepcopy(method))
+        return _Trial(importlib.import_module("agents.ppo").PPO, _small(), PPO, copy.deepcopy(method))
 
     middle, end = _straight(trial)
     with aside(2):

@@ -14,7 +14,8 @@ from torch import Tensor, distributions, nn
 from torch.nn.functional import smooth_l1_loss
 
 from agents import dqn, ppo
-from agents.sb3 import DQN, PPO
+from agents.dqn import DQN
+from agents.ppo import PPO
 from crl.core import Experience, Interface, Rules, Visit, facing
 from crl.testing import _task
 
@@ -120,7 +121,7 @@ def test_one_step_of_sb3s_dqn_goes_down_the_objective(monkeypatch: pytest.Monkey
     monkeypatch.setattr(agent.algo.replay_buffer, "sample", lambda *args, **kwargs: data)
     with torch.no_grad():
         following = agent.algo.q_net_target(data.next_observations)
-    target = dqn.targets(data.rewards[:, 0], following, data.dones[:, 0], agent.algo.gamma)
+    target = dqn.targets(data.rewards[:, 0], following, agent.algo.gamma * (1 - data.dones[:, 0]))
     batch = {"obs": data.observations, "action": data.actions, "target": target}
     outputs = agent.outputs(batch)
     size = (outputs.gather(1, data.actions)[:, 0] - target).abs()

@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attention
 
 import crl
-from agents.sb3 import DQN, PPO
+from agents.dqn import DQN
+from agents.ppo import PPO
 from crl.build import MONITORS, build_monitors
 from crl.cli import main
 from crl.config import BY_DEFAULT, read
 from crl.core import Boundary, CrlError, Experience, Visit
+from crl.hidden import networks
 from crl.linalg import CurvatureError, Hessian, Problem, Spectrum, effective_rank, hessian_spectrum, spectrum
 from crl.linalg.memory import needed
 from crl.monitors import curvature
 from crl.monitors.drift import Churn, Drift, cka
 from crl.monitors.features import Capacity, Dormant, ERank, Interference, features, subspace, used
 from crl.monitors.gradients import Conflict, GradientNorm, Readiness, SamplePlasticity
-from crl.monitors.look import View, networks
+from crl.monitors.look import View
 from crl.monitors.weights import Norms, WeightRank
 from crl.pictures import SMALL as OFF_ZERO
 from crl.run import Run, Walk, look

@@ -9,8 +9,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.adapt import adapt
+from agents.dqn import DQN
 from agents.nets import OneHot
-from agents.sb3 import DQN, PPO, OffPolicy, OnPolicy, adapt
+from agents.ppo import PPO
+from agents.sb3 import OffPolicy, OnPolicy
 from crl.core import Rules, Visit
 from envs.engines import Sync
 from envs.gym import build, join

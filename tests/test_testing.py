@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import crl
-from agents.sb3 import DQN, PPO
+from agents.dqn import DQN
+from agents.ppo import PPO
 from crl.cli import main
 from crl.testing import check_agent, check_method, check_monitor, check_task
 from envs.gym import build, join

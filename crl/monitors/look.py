@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from crl.core import Agent, Boundary, CrlError, Experience, Task, facing
+from crl.core import Boundary, CrlError, Experience, Task, facing
+from crl.hidden import networks
 from crl.linalg import CurvatureError, Problem
 
 PHASES = ("init", "end")
@@ -98,15 +99,6 @@ class View:
     def problem(self) -> Problem:
         """The agent's loss on the batch, as a function of all its networks' parameters."""
         return problem_of(self.agent, self.batch)
-
-
-def networks(agent: Agent) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters of each network of an agent; one network, `model`, where it does not say."""
-    own: dict[str, dict[str, nn.Parameter]] | None = getattr(agent, "networks", None)
-    if own is not None:
-        return own
-    model: nn.Module = agent.model  # type: ignore[attr-defined]
-    return {"model": {name: value for name, value in model.named_parameters() if value.requires_grad}}
 
 
 def problem_of(agent: Any, batch: Mapping[str, torch.Tensor], chunk: int | None = None) -> Problem:

@@ -1,0 +1,203 @@
+"""Optimizers by name or import path: torch's own, Muon, and TRAC around any of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from crl.core import CrlError, brief
+
+
+class Muon(Optimizer):
+    """Momentum whose steps on matrices are made orthogonal (Jordan et al. 2024); what is no matrix is Adam's.
+
+    A matrix is a weight of two axes, each at least `smallest` long, so that input layers of few numbers and heads of
+    few answers are Adam's too. `lr` is the step of matrices, `adam_lr` is `adam_share` times as long.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        adam_share: float = 0.1,
+        smallest: int = 16,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "adam_share": adam_share}
+        super().__init__(params, {**defaults, "smallest": smallest})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for value in group["params"]:
+                if value.grad is None:
+                    continue
+                if value.ndim == 2 and min(value.shape) >= group["smallest"]:
+                    self._matrix(value, group)
+                else:
+                    self._adam(value, group)
+        return loss
+
+    def _matrix(self, value: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[value]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(value)
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(value.grad, 1 - group["momentum"])
+        ahead = value.grad.lerp(buffer, group["momentum"])  # Nesterov's
+        wide = max(1.0, value.shape[0] / value.shape[1]) ** 0.5
+        value.add_(orthogonal(ahead), alpha=-group["lr"] * wide)
+
+    def _adam(self, value: Tensor, group: dict[str, Any]) -> None:
+        state, (b1, b2) = self.state[value], group["betas"]
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(value), torch.zeros_like(value)
+        state["step"] += 1
+        count = state["step"].item()
+        state["exp_avg"].lerp_(value.grad, 1 - b1)
+        state["exp_avg_sq"].mul_(b2).addcmul_(value.grad, value.grad, value=1 - b2)
+        scale = (state["exp_avg_sq"] / (1 - b2**count)).sqrt().add_(group["eps"])
+        rate = group["lr"] * group["adam_share"] / (1 - b1**count)
+        value.addcdiv_(state["exp_avg"], scale, value=-rate)
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of a matrix's U S V^T, by a Newton-Schulz iteration of the fifth order (Jordan et al. 2024).
+
+    >>> values = torch.linalg.svdvals(orthogonal(torch.randn(32, 16, generator=torch.Generator().manual_seed(0))))
+    >>> bool((values > 0.6).all() and (values < 1.3).all())
+    True
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Trac(Optimizer):
+    """TRAC around any optimizer (Muppidi et al. 2024, arXiv 2405.16642): how far from the first weights to go is tuned.
+
+    The base optimizer's steps add up to an offset from the first weights; the weights are the first ones plus the
+    offset times S, a sum of scales that grow while the offset goes against the gradient and fall when it goes along.
+    """
+
+    BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, base: str = "adam", betas: Iterable[float] = BETAS, **options: Any
+    ) -> None:
+        if base == "trac":
+            raise CrlError("agent.optimizer.base: trac goes around another optimizer, not around itself")
+        self.base: Optimizer = find(base, "agent.optimizer.base")(params, lr=lr, **options)
+        self.rates = tuple(float(beta) for beta in betas)
+        self._start = 1e-8
+        super().__init__(self.base.param_groups, self.base.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        """One list of groups and one state, the base's."""
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """New parameters are the base's; at construction they are that already."""
+        if not any(group is param_group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+        self._share()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """The base's state, which holds TRAC's own."""
+        self.base.load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The base's step, then as much of the whole offset as is worth it."""
+        values = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = [value.clone() for value in values]
+        gradients = [value.grad.clone() for value in values]
+        loss = self.base.step(closure)
+        states = [self.state[value] for value in values]
+        for state, old in zip(states, before, strict=True):
+            if "trac_first" not in state:
+                state["trac_first"], state["trac_offset"] = old, torch.zeros_like(old)
+        along = sum(float((g * state["trac_offset"]).sum()) for g, state in zip(gradients, states, strict=True))
+        scale = self._scale(self._sums(), along)
+        for value, old, state in zip(values, before, states, strict=True):
+            state["trac_offset"].add_(value - old)
+            value.copy_(state["trac_first"] + scale * state["trac_offset"])
+        return loss
+
+    def _sums(self) -> dict[str, list[float]]:
+        """TRAC's own few numbers, kept in the first parameter's state, which a checkpoint holds and a reset clears."""
+        state = self.state[self.param_groups[0]["params"][0]]
+        if "trac_sigma" not in state:
+            state["trac_sigma"], state["trac_variance"] = [self._start] * len(self.rates), [0.0] * len(self.rates)
+        return {"sigma": state["trac_sigma"], "variance": state["trac_variance"]}
+
+    def _scale(self, sums: dict[str, list[float]], along: float) -> float:
+        total = 0.0
+        for i, beta in enumerate(self.rates):
+            sums["variance"][i] = beta**2 * sums["variance"][i] + along**2
+            sums["sigma"][i] = beta * sums["sigma"][i] - along
+            spread = math.sqrt(2 * sums["variance"][i]) + self._start
+            total += self._start / erfi(math.sqrt(0.5)) * erfi(sums["sigma"][i] / spread)
+        return max(total, 0.0)
+
+
+def erfi(x: float) -> float:
+    """The imaginary error function, by its series: every term has the sign of x, so nothing cancels.
+
+    >>> round(erfi(1.0), 9), erfi(-0.5) == -erfi(0.5)
+    (1.650425759, True)
+    """
+    term, total, n = x, x, 0
+    while abs(term) > 1e-17 * abs(total):
+        n += 1
+        term *= x * x / n
+        total += term / (2 * n + 1)
+    return 2 / math.sqrt(math.pi) * total
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "muon": Muon,
+    "trac": Trac,
+}
+
+
+def find(use: Any, place: str = "agent.optimizer.use") -> Any:
+    """The optimizer class that a short name or an import path names."""
+    if use in OPTIMIZERS:
+        return OPTIMIZERS[use]
+    module_name, _, name = str(use).replace(":", ".").rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(str(use), OPTIMIZERS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(OPTIMIZERS))}, or an import path"
+        raise CrlError(f"{place}: unknown {use!r}; {hint}")
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except Exception as error:  # a module may fail in any way
+        raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}") from error
+    if not inspect.isclass(found) or not issubclass(found, Optimizer):
+        raise CrlError(f"{place}: {use} is not a torch optimizer")
+    return found
