@@ -45,7 +45,7 @@ class OneHot(BaseFeaturesExtractor):
 
 
 class CReLU(nn.Module):
-    """[relu(x), relu(-x)]: twice as many numbers, of which half are never dead (Abbas et al. 2023, arXiv 2303.07507)."""
+    """[relu(x), relu(-x)]: twice as many numbers, half of them never dead (Abbas et al. 2023, arXiv 2303.07507)."""
 
     doubles = True
 
@@ -91,7 +91,7 @@ class Shape:
     def remake(self, chain: nn.Sequential) -> nn.Sequential:
         """The chain in this shape; its layers keep their first weights (or the first half of them)."""
         parts: list[nn.Module] = []
-        for part, following in zip(chain, [*chain][1:] + [None], strict=True):
+        for part, following in zip(chain, [*[*chain][1:], None], strict=True):
             hidden = isinstance(part, nn.Linear) and following is not None
             if hidden and self.activation is not None:
                 parts.append(_half(part))  # type: ignore[arg-type]

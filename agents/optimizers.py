@@ -54,9 +54,10 @@ class Muon(Optimizer):
         state = self.state[value]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(value)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(value.grad, 1 - group["momentum"])
-        ahead = value.grad.lerp(buffer, group["momentum"])  # Nesterov's
+        buffer, slope = state["momentum_buffer"], value.grad
+        assert slope is not None
+        buffer.lerp_(slope, 1 - group["momentum"])
+        ahead = slope.lerp(buffer, group["momentum"])  # Nesterov's
         wide = max(1.0, value.shape[0] / value.shape[1]) ** 0.5
         value.add_(orthogonal(ahead), alpha=-group["lr"] * wide)
 
@@ -83,12 +84,13 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    found: Tensor = x.T if tall else x
+    return found
 
 
 class Trac(Optimizer):

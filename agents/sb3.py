@@ -99,7 +99,7 @@ class SB3Agent:
     @property
     def progress(self) -> float:
         """The share of the visit that is over."""
-        return min(1.0, (self.algo.num_timesteps - self._entered_at) / self._visit_steps)
+        return min(1.0, float(self.algo.num_timesteps - self._entered_at) / self._visit_steps)
 
     def rebuilt(self) -> None:
         """The model has grown: its new parameters are to be learned."""
@@ -391,7 +391,7 @@ class OnPolicy(SB3Agent):
     @property
     def epoch(self) -> int:
         """Steps of the optimizer that go once through a rollout."""
-        return math.ceil(self.algo.n_steps * self.interface.envs / getattr(self.algo, "batch_size", 10**9))
+        return math.ceil(int(self.algo.n_steps) * self.interface.envs / int(getattr(self.algo, "batch_size", 10**9)))
 
     def _bodies(self) -> list[tuple[Any, str]]:
         return [(self.algo.policy.mlp_extractor, "policy_net"), (self.algo.policy.mlp_extractor, "value_net")]

@@ -22,7 +22,7 @@ def enter(plan: build.Plan, visit: Visit) -> None:
         if own is not None:
             own(visit)
     if visit.rules.announced:
-        for method in plan.methods:
+        for method in plan.methods.values():
             method.enter(visit)
 
 

@@ -22,7 +22,7 @@ import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive
 
-AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN"}
+AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN", "classifier": "agents.classifier.Classifier"}
 MONITORS = {
     "hessian": "crl.monitors.curvature.Hessian",
     "ggn": "crl.monitors.curvature.GGN",
@@ -42,7 +42,37 @@ MONITORS = {
     "drift": "crl.monitors.drift.Drift",
     "churn": "crl.monitors.drift.Churn",
 }
-METHODS: dict[str, str] = {}
+METHODS = {
+    "l2": "crl.methods.shape.L2",
+    "erank": "crl.methods.erank.ERank",
+    "l2_er": "crl.methods.erank.L2ER",
+    "weight_decay": "crl.methods.shape.WeightDecay",
+    "l2_init": "crl.methods.shape.L2Init",
+    "wasserstein": "crl.methods.shape.Wasserstein",
+    "spectral": "crl.methods.shape.Spectral",
+    "spectral_norm": "crl.methods.shape.SpectralNorm",
+    "parseval": "crl.methods.shape.Parseval",
+    "weight_clip": "crl.methods.shape.WeightClip",
+    "normalize_and_project": "crl.methods.shape.NormalizeAndProject",
+    "shrink_perturb": "crl.methods.renew.ShrinkPerturb",
+    "redo": "crl.methods.renew.ReDo",
+    "cbp": "crl.methods.renew.CBP",
+    "head_reset": "crl.methods.renew.HeadReset",
+    "reset": "crl.methods.renew.Reset",
+    "plasticity_injection": "crl.methods.renew.PlasticityInjection",
+    "progressive": "crl.methods.columns.Progressive",
+    "packnet": "crl.methods.columns.PackNet",
+    "ewc": "crl.methods.anchors.EWC",
+    "online_ewc": "crl.methods.anchors.OnlineEWC",
+    "si": "crl.methods.anchors.SI",
+    "mas": "crl.methods.anchors.MAS",
+    "lwf": "crl.methods.memory.LwF",
+    "replay": "crl.methods.memory.Replay",
+    "generative_replay": "crl.methods.memory.GenerativeReplay",
+    "agem": "crl.methods.memory.AGEM",
+    "der": "crl.methods.memory.DER",
+}
+METHOD = 4  # the name of a random stream, beside the visits' (1), evaluation's (2) and the monitors' (3)
 
 
 @dataclass(frozen=True)
@@ -55,7 +85,7 @@ class Plan:
     steps: list[int]  # the budget of each visit, rounded up to whole updates of the agent
     interface: Interface
     agent: Agent
-    methods: list[Any]
+    methods: dict[str, Any]  # by the name that their records bear, in the order in which they act
     monitors: dict[str, Any]  # by the name that their records begin with
     device: str
 
@@ -78,11 +108,8 @@ def build(experiment: Experiment) -> Plan:
     interface = _room("envs.gym").join(tasks)
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
-    methods = [_part(METHODS, "methods", i, spec, ("attach",)) for i, spec in enumerate(experiment.methods)]
+    methods = build_methods(experiment, agent)
     monitors = build_monitors(experiment.monitors)
-    for method, spec in zip(methods, experiment.methods, strict=True):
-        if getattr(method, "needs_boundaries", False) and not experiment.boundary.announced:
-            raise CrlError(f"boundary.announced: false hides boundaries, which method {spec['use']!r} needs")
     if getattr(agent, "stride", 1) < 1:
         raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
     stride = getattr(agent, "stride", 1) * interface.envs
@@ -170,19 +197,54 @@ def _room(name: str) -> Any:
 
 
 def build_monitors(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The monitors by name: what they are called in `use:`, or their own `name:`."""
-    monitors: dict[str, Any] = {}
+    """The monitors by name."""
+    return _named_parts(MONITORS, "monitor", specs, ("measure",))
+
+
+def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
+    """The methods by name, each one that the agent can do with and that goes with the others."""
+    methods = _named_parts(METHODS, "method", experiment.methods, ("attach", "enter", "leave", "state_dict"))
+    uses = {name: str(spec["use"]) for name, spec in zip(methods, experiment.methods, strict=True)}
+    for i, (name, method) in enumerate(methods.items()):
+        place, use = f"methods.{i}", uses[name]
+        if getattr(method, "needs_boundaries", False) and not experiment.boundary.announced:
+            raise CrlError(f"boundary.announced: false hides boundaries, which method {use!r} needs")
+        for other in uses.values():
+            if other in getattr(method, "excludes", ()):
+                raise CrlError(f"{place}: {use} does not go with {other}; leave one of them out")
+        lacking = [part for part in getattr(method, "needs", ()) if not has_part(agent, part)]
+        if lacking:
+            raise CrlError(f"{place}: {use} needs an agent with `{lacking[0]}`, which {type(agent).__name__} lacks")
+        if hasattr(method, "accepts"):
+            _at(place, method.accepts, agent)
+        if hasattr(method, "reseed"):
+            method.reseed(derive(experiment.seed, METHOD, i))
+    return methods
+
+
+def has_part(agent: Any, part: str) -> bool:
+    """Whether an agent has an optional part; chains may be read off its model, and one optimizer will do."""
+    if part == "chains":
+        return hasattr(agent, "chains") or isinstance(getattr(agent, "model", None), torch.nn.Sequential)
+    if part == "optimizers":
+        return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
+    return hasattr(type(agent), part) or hasattr(agent, part)
+
+
+def _named_parts(
+    short: Mapping[str, str], kind: str, specs: Sequence[Mapping[str, Any]], needed: tuple[str, ...]
+) -> dict[str, Any]:
+    """Parts by name: what they are called in `use:`, or their own `name:`."""
+    parts: dict[str, Any] = {}
     for i, spec in enumerate(specs):
         own = {key: value for key, value in spec.items() if key != "name"}
-        name = spec.get("name") or str(spec["use"]).rpartition(".")[2]
+        name, place = spec.get("name") or str(spec["use"]).rpartition(".")[2], f"{kind}s.{i}"
         if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,60}", name):
-            raise CrlError(f"monitors.{i}.name: {name!r} is not a name of letters, digits, '.', '_', '+' and '-'")
-        if name in monitors:
-            raise CrlError(
-                f"monitors.{i}: another monitor is called {name!r} already; give this one a `name:` of its own"
-            )
-        monitors[name] = _at(f"monitors.{i}", _part, MONITORS, "monitors", i, own, ("measure",))
-    return monitors
+            raise CrlError(f"{place}.name: {name!r} is not a name of letters, digits, '.', '_', '+' and '-'")
+        if name in parts:
+            raise CrlError(f"{place}: another {kind} is called {name!r} already; give this one a `name:` of its own")
+        parts[name] = _at(place, _part, short, f"{kind}s", i, own, needed)
+    return parts
 
 
 def _part(short: Mapping[str, str], place: str, i: int, spec: dict[str, Any], needed: tuple[str, ...]) -> Any:

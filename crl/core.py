@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -146,14 +147,22 @@ class Agent(Protocol):
     """What learns. Built as `Agent(interface, seed, device, **options)`.
 
     Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all rules
-    but the defaults need it), and `accepts(rules)` refuses some of them with a `CrlError`; `facing(task)` is a context
-    around evaluation and looking (heads, masks); `stride` is the number of vector steps between two updates (visits
-    are rounded up to it); `model` and `optimizers` are what methods and monitors work on. `prepare(experience)` makes
-    a batch, a mapping of tensors with all that is constant while learning; `outputs(batch)`, (samples, numbers), and
-    `objective(outputs, batch)`, the mean loss, are pure in the model's parameters: gradients and curvature. Beside them
-    `networks` names the parameters of each network (by default all of the model is one), `error(outputs, batch)` is
-    the part of the objective that is an error, `metric(outputs, batch)` weighs outputs where the objective is not
-    convex in them, `divergence(before, after)` says by name how far each sample's outputs moved.
+    but the defaults need it), and `accepts(rules)` refuses some of them with a `CrlError`; `facing(task)` is a
+    context around evaluation and looking (heads, masks); `stride` is the number of vector steps between two updates
+    (visits are rounded up to it); `model` and `optimizers` (or one `optimizer`) are what methods and monitors work
+    on. `prepare(experience)` makes a batch, a mapping of tensors with all that is constant while learning;
+    `outputs(batch)`, (samples, numbers), and `objective(outputs, batch)`, the mean loss, are pure in the model's
+    parameters: gradients and curvature. Beside them `networks` names the parameters of each network (by default all
+    of the model is one), `error(outputs, batch)` is the part of the objective that is an error, `metric(outputs,
+    batch)` weighs outputs where the objective is not convex in them, `divergence(before, after)` says by name how
+    far each sample's outputs moved.
+
+    Methods use, beside these: `minibatch`, the batch whose step is about to happen; `chains`, lists of module names
+    from what is seen to what is answered, in order (read off a model that is an `nn.Sequential`); `progress`, the share
+    of the visit that is over; `epoch`, how many steps of the optimizer go once through the data at hand;
+    `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher; `rehearse(batch)`, the mean loss
+    of a replayed batch, whose rows hold what of the minibatch `remembers` names, and their `outputs` of then; and
+    `rebuilt()`, called when the model has grown, which has the new parameters learned and target networks made anew.
     """
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
@@ -254,11 +263,14 @@ class Method(Protocol):
     """Acts on learning, from outside the agent: through torch's hooks, and at boundaries.
 
     Where boundaries are not announced, `enter` and `leave` are not called; a class attribute `needs_boundaries = True`
-    has such a walk refused instead.
+    has such a walk refused instead. Further parts are optional: `needs` names the parts of an agent that it cannot do
+    without and `excludes` the methods that it cannot be with; `accepts(agent)` refuses others with a `CrlError`;
+    `numbers()` is what it did since it was last asked, to be logged; `reseed(seed)` seeds its own random stream;
+    `rebuild(agent, state)` gives a new agent the structure that it had, before the agent's state is loaded.
     """
 
     def attach(self, agent: Agent) -> None:
-        """Called once, before the first visit and after a resume."""
+        """Called once: before the first visit; or, after a resume, when the agent is what it was."""
         ...
 
     def enter(self, visit: Visit) -> None:
@@ -326,9 +338,26 @@ def aside(seed: int) -> Iterator[None]:
         set_random_state(before)
 
 
+Facing = Callable[["Task"], contextlib.AbstractContextManager[None]]
+_ADDED: weakref.WeakKeyDictionary[Agent, list[Facing]] = weakref.WeakKeyDictionary()
+
+
+def add_facing(agent: Agent, context: Facing) -> None:
+    """From now on, facing a task enters this context too: a method's masks or columns."""
+    _ADDED.setdefault(agent, []).append(context)
+
+
 @contextlib.contextmanager
 def facing(agent: Agent, task: Task) -> Iterator[None]:
-    """The agent as it answers for `task`: its own `facing`, where it has one."""
+    """The agent as it answers for `task`: its own `facing`, where it has one, and what methods have added."""
     own = getattr(agent, "facing", None)
-    with own(task) if own is not None else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        for context in ([own] if own is not None else []) + _ADDED.get(agent, []):
+            stack.enter_context(context(task))
         yield
+
+
+def optimizers_of(agent: Any) -> list[torch.optim.Optimizer]:
+    """Whatever steps an agent's model: its `optimizers`, or its one `optimizer`."""
+    several = getattr(agent, "optimizers", None)
+    return list(several) if several is not None else [agent.optimizer]

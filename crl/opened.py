@@ -56,7 +56,7 @@ class Run:
         folder.manifest()
         state = folder.load(folder.latest() if visit is None else folder.boundary(visit), self.experiment.digest)
         plan = build.build(self.experiment)
-        load_agent(plan.agent, state["agent"])
+        restore(plan, state)
         return plan, state
 
     def curve(self, name: str, visit: int | None = None) -> tuple[Array, Array]:
@@ -65,10 +65,17 @@ class Run:
         return np.array([r.step for r in chosen]), np.array([r.value for r in chosen], dtype=float)
 
 
-def load_agent(agent: Agent, state: State) -> None:
-    """Fill an agent from a checkpoint, or say in one line that it does not fit."""
+def restore(plan: build.Plan, state: State) -> None:
+    """Fill agent and methods from a checkpoint, or say in one line that it does not fit: the structure comes first."""
+    agent, methods = plan.agent, plan.methods
     try:
-        agent.load_state_dict(state)
+        for name, method in methods.items():
+            if hasattr(method, "rebuild"):
+                method.rebuild(agent, state["methods"][name])
+        agent.load_state_dict(state["agent"])
+        for name, method in methods.items():
+            method.attach(agent)
+            method.load_state_dict(state["methods"][name])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CrlError(f"the checkpoint does not fit this agent: {str(error).strip().splitlines()[0]}") from error
 

@@ -129,9 +129,6 @@ def _boundary(run: Run, visit: int, phase: str, tell: Callable[[str], None]) -> 
     here = plan.visits[visit - 1]
     if phase == "init":
         set_random_state(state["random"])
-        for method, value in zip(plan.methods, state["methods"], strict=True):
-            method.attach(plan.agent)
-            method.load_state_dict(value)
         enter(plan, here)
     return boundary_of(plan, here, phase, state["step"], tell), state
 

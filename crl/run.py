@@ -28,7 +28,7 @@ from crl.core import (
     set_random_state,
 )
 from crl.linalg import Spectrum
-from crl.opened import Run, load_agent, visit_areas
+from crl.opened import Run, restore, visit_areas
 from crl.store import RunFolder
 
 EVALUATE = 2  # the name of a random stream, beside the visits' (1) and the monitors' (3)
@@ -52,14 +52,14 @@ class Walk:
         self.terminal = sinks.Terminal(verbosity=verbosity, visits=len(plan.order), total_steps=sum(plan.steps))
         self.asked_to_stop = ""
         self.told: set[str] = set()  # what has been said once, and is not said again
-        for method in plan.methods:
-            method.attach(plan.agent)
 
     # The story.
 
     def go(self, visit_index: int = 0, done: int = 0) -> None:
         """Walk from a boundary, or from `done` steps into the visit after it."""
-        if visit_index == 0 and done == 0:
+        if visit_index == 0 and done == 0 and not self.rows:
+            for method in self.plan.methods.values():
+                method.attach(self.agent)
             self._boundary_row(0, None)
             self._checkpoint(0)
         for planned in self.plan.visits[visit_index:]:
@@ -69,7 +69,7 @@ class Walk:
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
             self._train(visit)
             if visit.rules.announced:
-                for method in self.plan.methods:
+                for method in self.plan.methods.values():
                     method.leave(visit)
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
@@ -89,7 +89,8 @@ class Walk:
             rate = (tick.steps - before) / max(now - clock, 1e-9)
             clock, last = now, before
             before = tick.steps
-            numbers = {**tick.numbers, "time/steps_per_second": rate, "walk/visit": float(visit.index)}
+            numbers = {**tick.numbers, **self._methods_did()}
+            numbers |= {"time/steps_per_second": rate, "walk/visit": float(visit.index)}
             self._log(numbers, visit.index, visit.task.name)
             self._refuse_nan(tick.numbers, visit)
             self.terminal.progress(tick.steps, tick.numbers.get("train/return", math.nan))
@@ -100,6 +101,16 @@ class Walk:
             if self.asked_to_stop and tick.steps < visit.steps:
                 self._checkpoint(visit.index - 1, tick.steps)
                 raise Stopped
+
+    def _methods_did(self) -> dict[str, float]:
+        """What the methods did since the last tick, and how long that took."""
+        found = {}
+        for name, method in self.plan.methods.items():
+            did = dict(method.numbers()) if hasattr(method, "numbers") else {}
+            if "seconds" in did:
+                found[f"time/method/{name}"] = did.pop("seconds")
+            found |= {f"method/{name}/{key}": value for key, value in did.items()}
+        return found
 
     def _look(self, visit: Visit, phase: str) -> None:
         boundary = boundary_of(self.plan, visit, phase, self.step, self.terminal.doing)
@@ -181,7 +192,7 @@ class Walk:
             "matrix": self.rows,
             "agent": self.agent.state_dict(),
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
-            "methods": [method.state_dict() for method in self.plan.methods],
+            "methods": {name: method.state_dict() for name, method in self.plan.methods.items()},
             "monitors": {
                 name: monitor.state_dict()
                 for name, monitor in self.plan.monitors.items()
@@ -194,11 +205,9 @@ class Walk:
     def restore(self, state: State) -> None:
         """Become what the walk was when this checkpoint was taken."""
         self.step, self.rows = state["step"], [list(row) for row in state["matrix"]]
-        load_agent(self.plan.agent, state["agent"])
+        restore(self.plan, state)
         for task in self.plan.tasks:
             task.load_state_dict(state["tasks"][task.name])
-        for method, value in zip(self.plan.methods, state["methods"], strict=True):
-            method.load_state_dict(value)
         for name, value in state["monitors"].items():
             self.plan.monitors[name].load_state_dict(value)
         set_random_state(state["random"])

@@ -141,11 +141,11 @@ class _Trial:
         whole = getattr(self.agent, "stride", 1) * interface.envs
         steps = 3 * whole * math.ceil(TICK / whole)
         self.visit = Visit(1, self.task, steps, seed=11, total=steps)
-        if method is not None:
-            method.attach(self.agent)
 
     def start(self) -> _Trial:
         """Cross the boundary before the visit."""
+        if self.method is not None:
+            self.method.attach(self.agent)
         for part in (self.agent, self.method):
             if hasattr(part, "enter"):
                 part.enter(self.visit)
@@ -170,9 +170,12 @@ class _Trial:
     def load(self, state: State) -> _Trial:
         """Go on from a checkpoint."""
         state = copy.deepcopy(state)
+        if hasattr(self.method, "rebuild"):
+            self.method.rebuild(self.agent, state["method"])
         self.agent.load_state_dict(state["agent"])
         self.task.load_state_dict(state["task"])
         if self.method is not None:
+            self.method.attach(self.agent)
             self.method.load_state_dict(state["method"])
         set_random_state(state["random"])
         return self

@@ -36,12 +36,14 @@ class PermuteObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class ShiftObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """A constant added to every number that is seen."""
+    """A constant added to every number that is seen, or a list of them, one for each."""
 
-    def __init__(self, env: Env, by: float = 1.0) -> None:
+    def __init__(self, env: Env, by: float | list[float] = 1.0) -> None:
         super().__init__(env)
         box = _numbers(env, "shift_observation")
-        self.by = np.float32(by)
+        self.by = np.asarray(by, dtype=np.float32)
+        if self.by.shape not in ((), box.shape):
+            raise CrlError(f"wrappers: shift_observation.by must be a number or {box.shape[0]} of them, not {by!r}")
         self.observation_space = spaces.Box(box.low + self.by, box.high + self.by, dtype=np.float32)
 
     def observation(self, observation: Array) -> Array:

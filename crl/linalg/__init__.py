@@ -11,6 +11,7 @@ from crl.linalg.problem import CurvatureError, Problem
 from crl.linalg.ranks import (
     RANKS,
     effective_rank,
+    effective_rank_to_raise,
     entropy_rank,
     feature_rank,
     participation_ratio,
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "Spectrum",
     "effective_rank",
+    "effective_rank_to_raise",
     "entropy_rank",
     "extremes",
     "feature_rank",

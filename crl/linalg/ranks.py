@@ -44,6 +44,25 @@ def effective_rank(matrix: Tensor, centred: bool = False) -> float:
     return float(entropy_rank(singular_values(matrix, centred)))
 
 
+def effective_rank_to_raise(matrix: Tensor) -> Tensor:
+    """`effective_rank` of a matrix as it is, with a gradient that is finite where singular values repeat or vanish.
+
+    Through the eigenvalues of the smaller of A^T A and A A^T, whose gradient has no differences of eigenvalues in it;
+    singular values below 1e-7 of the largest are taken for zero, and what they would add to the gradient for nothing.
+
+    >>> flat = torch.ones(6, 4, requires_grad=True)
+    >>> rank = effective_rank_to_raise(flat)
+    >>> round(rank.item(), 6), bool(torch.autograd.grad(rank, flat)[0].isfinite().all())
+    (1.0, True)
+    """
+    matrix = matrix.double()
+    if not torch.isfinite(matrix).all():
+        return matrix.sum() * float("nan")
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    powers = torch.linalg.eigvalsh(gram)
+    return entropy_rank(powers[powers > 1e-14 * powers.detach().max()].sqrt())
+
+
 def stable_rank(matrix: Tensor, centred: bool = False) -> float:
     """The squared Frobenius norm over the squared spectral norm. Not `srank`, which some libraries call so.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crl.core import CrlError
 from crl.hidden import Layer, hidden
-from crl.linalg import RANKS
+from crl.linalg import RANKS, CurvatureError
 from crl.monitors.look import READ, Look, View
 
 

@@ -1,0 +1,219 @@
+"""Keeping memory by anchors: weights that earlier tasks need are held near where those tasks left them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import State, Visit, aside, derive, facing
+from crl.methods.method import Penalty, number, own_pass, plainly, whole
+
+MEMORY = "memory"
+SAMPLE = 5  # the name of a random stream
+
+
+class Anchored(Penalty):
+    """strength / 2 * sum over anchors of importance * (w - anchor)^2: subclasses say what is important.
+
+    An anchor is set at the end of each visit; a task that comes again moves its own.
+    """
+
+    family = MEMORY
+    needs: ClassVar[tuple[str, ...]] = ("prepare", "outputs")
+    needs_boundaries = True
+    memory: ClassVar[tuple[str, ...]] = ("anchors",)
+
+    def __init__(self, strength: float, samples: int = 512) -> None:
+        super().__init__(strength)
+        self.samples = whole("samples", samples)
+        self.anchors: dict[str, dict[str, Any]] = {}  # by task: importance and values of each parameter
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of importance, and of importance times anchor
+
+    def leave(self, visit: Visit) -> None:
+        """Set the task's anchor."""
+        if not self.strength:
+            return
+        self.anchor(visit, self.importance(visit))
+        self._sum()
+
+    def anchor(self, visit: Visit, importance: Mapping[str, Tensor]) -> None:
+        """Remember what was important, and where the weights are."""
+        values = {name: self.parameters[name].detach().clone() for name in importance}
+        self.anchors[visit.task.name] = {"importance": dict(importance), "values": values}
+        self.count("anchors")
+
+    def importance(self, visit: Visit) -> dict[str, Tensor]:
+        """How much each number of each parameter matters to the task that is being left."""
+        raise NotImplementedError
+
+    def slope(self, name: str, value: Tensor) -> Tensor | None:
+        """The sum over anchors of importance * (w - anchor)."""
+        if name not in self._sums:
+            return None
+        weight, pull = self._sums[name]
+        return weight * value - pull
+
+    def value(self, name: str, value: Tensor) -> Tensor | None:
+        """Half the sum over anchors of importance * (w - anchor)^2."""
+        held = [a for a in self.anchors.values() if name in a["importance"]]
+        parts = [(a["importance"][name] * (value - a["values"][name]).square()).sum() / 2 for a in held]
+        return torch.stack(parts).sum() if parts else None
+
+    def _sum(self) -> None:
+        self._sums = {}
+        for anchor in self.anchors.values():
+            for name, importance in anchor["importance"].items():
+                weight, pull = self._sums.get(name, (torch.zeros_like(importance), torch.zeros_like(importance)))
+                self._sums[name] = (weight + importance, pull + importance * anchor["values"][name])
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self._sum()
+
+    def batch(self, visit: Visit) -> Mapping[str, Tensor]:
+        """Fresh experience of the task that is being left, prepared; some `samples` rows of it."""
+        experience = visit.task.sample(self.agent, derive(visit.seed, SAMPLE), self.samples)
+        prepared: Mapping[str, Tensor] = self.agent.prepare(experience)
+        count = len(next(iter(prepared.values())))
+        chosen = torch.randperm(count, generator=self.generator)[: self.samples]
+        return {name: value[chosen.to(value.device)] for name, value in prepared.items()}
+
+    def per_sample(self, visit: Visit, rows: Callable[[Tensor, Mapping[str, Tensor]], list[Tensor]], take: Any) -> Any:
+        """The mean over samples of `take(gradient)`, summed over the numbers that `rows(outputs, sample)` gives.
+
+        A sample at a time, so that a square is of one sample's gradient, as Fisher information is defined.
+        """
+        names, values = list(self.parameters), list(self.parameters.values())
+        total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        with aside(derive(visit.seed, SAMPLE)), facing(self.agent, visit.task):
+            batch = self.batch(visit)
+            count = len(next(iter(batch.values())))
+            for i in range(count):
+                sample = {name: value[i : i + 1] for name, value in batch.items()}
+                with own_pass(self.agent):
+                    scalars = rows(self.agent.outputs(sample), sample)
+                    for scalar in scalars:
+                        found = torch.autograd.grad(scalar, values, retain_graph=True, allow_unused=True)
+                        for name, part in zip(names, found, strict=True):
+                            if part is not None:
+                                total[name] += take(part) / count
+        return {name: value for name, value in total.items() if bool((value != 0).any())}
+
+
+class EWC(Anchored):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): importance is the diagonal of the Fisher information.
+
+    Of the whole answer's distribution, exactly: per-sample gradients along each direction of the answer's own Fisher
+    matrix (`metric`: the policy's, and a Gaussian's for values; a Gaussian's where the agent names none).
+    """
+
+    def __init__(self, strength: float = 100.0, samples: int = 256) -> None:
+        super().__init__(strength, samples)
+
+    def importance(self, visit: Visit) -> dict[str, Tensor]:
+        """The diagonal of the Fisher information."""
+        found: dict[str, Tensor] = self.per_sample(visit, self._directions, torch.square)
+        return found
+
+    def _directions(self, outputs: Tensor, sample: Mapping[str, Tensor]) -> list[Tensor]:
+        """The answer along each direction of its Fisher matrix, whose squared gradients add up to its diagonal."""
+        if not hasattr(self.agent, "metric"):
+            return list(outputs[0])
+        sizes, directions = torch.linalg.eigh(self.agent.metric(outputs.detach(), sample)[0])
+        kept = sizes > 1e-7 * sizes.max()
+        return list((outputs[0] @ directions[:, kept]) * sizes[kept].sqrt())
+
+
+class OnlineEWC(EWC):
+    """EWC with one running importance, `decay` times what it was, around the latest weights (Schwarz et al. 2018)."""
+
+    def __init__(self, strength: float = 100.0, decay: float = 0.99, samples: int = 256) -> None:
+        super().__init__(strength, samples)
+        self.decay = number("decay", decay, 0.0, 1.0)
+
+    def anchor(self, visit: Visit, importance: Mapping[str, Tensor]) -> None:
+        """One anchor for all."""
+        before = self.anchors.get("all", {}).get("importance", {})
+        names = set(before) | set(importance)
+        zero = {name: torch.zeros_like(self.parameters[name]) for name in names}
+        merged = {n: self.decay * before.get(n, zero[n]) + importance.get(n, zero[n]) for n in sorted(names)}
+        values = {name: self.parameters[name].detach().clone() for name in merged}
+        self.anchors = {"all": {"importance": merged, "values": values}}
+        self.count("anchors")
+
+
+class MAS(Anchored):
+    """Memory aware synapses (Aljundi et al. 2018): importance is the mean size of the gradient of |answer|^2."""
+
+    def __init__(self, strength: float = 1.0, samples: int = 256) -> None:
+        super().__init__(strength, samples)
+
+    def importance(self, visit: Visit) -> dict[str, Tensor]:
+        """Per-sample gradients' absolute values."""
+        found: dict[str, Tensor] = self.per_sample(visit, lambda out, sample: [out[0].square().sum()], torch.abs)
+        return found
+
+
+class SI(Anchored):
+    """Synaptic intelligence (Zenke et al. 2017): importance is what a weight's own way made the loss fall.
+
+    The sum over steps of -gradient * movement, over (squared distance of the visit + xi), added up over visits. The
+    gradient is the agent's own loss's, before this penalty and before clipping.
+    """
+
+    needs = ()
+    memory: ClassVar[tuple[str, ...]] = ("anchors", "path", "start")
+
+    def __init__(self, strength: float = 1.0, xi: float = 0.1) -> None:
+        super().__init__(strength)
+        self.xi = number("xi", xi, 1e-12)
+        self.path: dict[str, Tensor] = {}
+        self.start: dict[str, Tensor] = {}
+        self._slopes: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+
+    def find_parameters(self) -> None:
+        """A path begins where a parameter is first seen."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            self.path.setdefault(name, torch.zeros_like(parameter.detach()))
+            self.start.setdefault(name, parameter.detach().clone())
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """Keep the gradient as the agent's loss has it, then add the penalty's."""
+        if parameter.grad is not None:
+            self._slopes[name] = parameter.grad.clone()
+        super().push(name, parameter)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where the weights are."""
+        self._before = {name: self.parameters[name].detach().clone() for name in self._slopes}
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the step was worth."""
+        for name, before in self._before.items():
+            self.path[name].addcmul_(self._slopes[name], self.parameters[name] - before, value=-1)
+        self._slopes, self._before = {}, {}
+
+    def importance(self, visit: Visit) -> dict[str, Tensor]:
+        """Earlier importance, and the visit's."""
+        before = self.anchors.get("all", {}).get("importance", {})
+        found = {}
+        for name, path in self.path.items():
+            if name in self.parameters:
+                moved = self.parameters[name].detach() - self.start[name]
+                own = path.clamp(min=0) / (moved.square() + self.xi)
+                found[name] = before.get(name, torch.zeros_like(own)) + own
+        return found
+
+    def anchor(self, visit: Visit, importance: Mapping[str, Tensor]) -> None:
+        """One anchor for all; the next path begins here."""
+        values = {name: self.parameters[name].detach().clone() for name in importance}
+        self.anchors = {"all": {"importance": dict(importance), "values": values}}
+        self.path = {name: torch.zeros_like(value) for name, value in values.items()}
+        self.start = plainly(values)
+        self.count("anchors")

@@ -1,0 +1,169 @@
+"""The method of arXiv 2509.22335: features whose effective rank is kept high, and an L2 penalty beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crl.core import Agent, State, Visit
+from crl.hidden import hidden
+from crl.linalg import CurvatureError, effective_rank_to_raise
+from crl.methods.method import Method, Term, number, one_of, own_pass, whole
+from crl.methods.shape import L2
+
+FEATURES = "features"
+
+
+class ERank(Term):
+    """Raises the effective rank of the hidden layers on recent inputs (arXiv 2509.22335).
+
+    Every `every` steps of the optimizer (or `epoch`, as often as the data at hand are gone through), a plain SGD step
+    of its own, `w <- w + lr * gradient of the rank`, which the optimizer's moments do not see: the mean over a
+    network's hidden layers (or its `last`), summed over actor and critic, on the latest `samples` inputs.
+    With `how: loss` it is a term of the loss instead, of strength `lr`. A step that is not finite is skipped and
+    counted: where singular values repeat or vanish the gradient is finite (see `effective_rank_to_raise`).
+    """
+
+    family = FEATURES
+    idle: ClassVar[Mapping[str, Any]] = {"lr": 0.0}
+    memory: ClassVar[tuple[str, ...]] = ("block", "steps")
+
+    def __init__(
+        self, lr: float = 1e-3, every: int | str = 8, layers: str = "all", samples: int = 256, how: str = "step"
+    ) -> None:
+        self.lr = number("lr", lr, 0.0)
+        self.how = one_of("how", how, ("step", "loss"))
+        super().__init__(self.lr if how == "loss" else 0.0)
+        self.every = every if every == "epoch" else whole("every", every)
+        self.layers = one_of("layers", layers, ("all", "last"))
+        self.samples = whole("samples", samples, 2)
+        self.block: list[Tensor] = []  # the latest inputs
+        self.steps = 0
+
+    def accepts(self, agent: Agent) -> None:
+        """Epochs are only known of agents that tell."""
+        if self.every == "epoch":
+            self.every = whole("every: epoch asks the agent for `epoch`, which", getattr(agent, "epoch", None))
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the inputs, and rise when it is time to."""
+        super().after_step(optimizer)
+        if not self.lr:
+            return
+        self._remember(self.agent.minibatch["obs"])
+        self.steps += 1
+        if self.how == "step" and self._due_now(self.steps):
+            self._rise()
+
+    def loss(self) -> Tensor | None:
+        """As a term: minus the rank, on every so manieth step."""
+        if not self._due_now(self.steps + 1):
+            return None
+        self._remember(self.agent.minibatch["obs"], keep=False)
+        rank = self.rank()
+        self.block = self.block[:-1]
+        self.count("rank", float(rank.detach()))
+        return -rank
+
+    def rank(self) -> Tensor:
+        """What is to be raised, on the block."""
+        seen = hidden(self.agent, {"obs": torch.cat(self.block)})
+        total = torch.zeros(())
+        for layers in seen.values():
+            chosen = layers if self.layers == "all" else layers[-1:]
+            total = total + sum(effective_rank_to_raise(layer.values) for layer in chosen) / len(chosen)
+        return total
+
+    def _due_now(self, step: int) -> bool:
+        return step % int(self.every) == 0
+
+    def _remember(self, inputs: Tensor, keep: bool = True) -> None:
+        self.block.append(inputs)
+        excess = sum(map(len, self.block)) - self.samples
+        while keep and excess > 0:
+            if len(self.block[0]) <= excess:
+                excess -= len(self.block.pop(0))
+            else:
+                self.block[0], excess = self.block[0][excess:], 0
+
+    def _rise(self) -> None:
+        values = list(self.parameters.values())
+        with own_pass(self.agent):
+            try:
+                rank = self.rank()
+            except CurvatureError:  # no hidden layer
+                return
+            found = torch.autograd.grad(rank, values, allow_unused=True) if rank.requires_grad else ()
+        parts = [(value, part) for value, part in zip(values, found, strict=False) if part is not None]
+        if not parts or not all(torch.isfinite(part).all() for _, part in parts):
+            self.count("skipped")
+            return
+        for value, part in parts:
+            value.add_(part, alpha=self.lr)
+        self.count("steps")
+        self.count("rank", float(rank.detach()))
+        self.count("push", self.lr * sum(float(part.square().sum()) for _, part in parts) ** 0.5)
+
+    def numbers(self) -> dict[str, float]:
+        """The rank that its steps found, and how long they were: means."""
+        done = super().numbers()
+        return {k: v / max(done.get("steps", 1), 1) if k in ("rank", "push") else v for k, v in done.items()}
+
+
+class L2ER(Method):
+    """L2-ER: `l2` and `erank` together (arXiv 2509.22335); `l2` is the penalty's strength, all else is `erank`'s."""
+
+    family = FEATURES
+    needs = ERank.needs
+    idle: ClassVar[Mapping[str, Any]] = {"l2": 0.0, "lr": 0.0}
+
+    def __init__(
+        self,
+        l2: float = 1e-4,
+        lr: float = 1e-3,
+        every: int | str = 8,
+        layers: str = "all",
+        samples: int = 256,
+        how: str = "step",
+    ) -> None:
+        super().__init__()
+        number("l2", l2, 0.0)
+        self.parts = {"l2": L2(l2), "erank": ERank(lr, every, layers, samples, how)}
+
+    def accepts(self, agent: Agent) -> None:
+        """What its parts accept."""
+        for part in self.parts.values():
+            part.accepts(agent)
+
+    def reseed(self, seed: int) -> None:
+        """Its parts draw nothing."""
+
+    def attach(self, agent: Agent) -> None:
+        """L2 first; they do not touch one another: one is in the gradient, one a step of its own."""
+        self.agent = agent
+        for part in self.parts.values():
+            part.attach(agent)
+
+    def enter(self, visit: Visit) -> None:
+        """A visit begins."""
+        for part in self.parts.values():
+            part.enter(visit)
+
+    def numbers(self) -> dict[str, float]:
+        """What both did."""
+        found = {name: part.numbers() for name, part in self.parts.items()}
+        seconds = sum(numbers.pop("seconds") for numbers in found.values())
+        named = {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
+        return {**named, "seconds": seconds}
+
+    def state_dict(self) -> State:
+        """What both remember."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,285 @@
+"""What methods share: where in a step they act, what they remember, what they tell.
+
+torch has the places, so no algorithm is forked. In the order in which they come:
+
+1. a gradient has been computed: penalties and added losses join it, before whatever clips it (`Penalty`, `Term`);
+2. `before_step(optimizer)`: the gradient is whole and clipped, and no weight has moved;
+3. `after_step(optimizer)`: the weights have moved.
+
+Several methods act in the order of the YAML at 2 and at 3; what they add at 1 is a sum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import Agent, CrlError, State, Visit, optimizers_of
+from crl.linalg.problem import steady
+
+_own_passes = [0]  # how deep in passes of methods' own: who watches the agent's own passes looks away
+
+
+@contextlib.contextmanager
+def own_pass(agent: Any) -> Iterator[None]:
+    """A forward pass of a method's own, with gradients: no watcher sees it, batch norm does not count it."""
+    _own_passes[0] += 1
+    try:
+        with torch.enable_grad(), steady(agent.model):
+            yield
+    finally:
+        _own_passes[0] -= 1
+
+
+def own_passes() -> bool:
+    """Whether a pass is a method's own."""
+    return _own_passes[0] > 0
+
+
+class Method:
+    """A method that knows its agent's parameters by name, acts around steps, and tells what it did.
+
+    Subclasses write what they need of `before_step`, `after_step`, `enter`, `leave`; they put what they did into
+    `self.done` (a sum of events between two records) and `measures()` (how things stand); and name the attributes that
+    a checkpoint must hold in `memory`.
+    """
+
+    family: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers")
+    excludes: ClassVar[tuple[str, ...]] = ()
+    memory: ClassVar[tuple[str, ...]] = ()
+    needs_boundaries: ClassVar[bool] = False
+    idle: ClassVar[Mapping[str, Any]] = {}  # the options with which it changes nothing
+
+    agent: Any
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.visit = 0
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.done: dict[str, float] = {}
+        self.seconds = 0.0
+
+    # The walk's side.
+
+    def reseed(self, seed: int) -> None:
+        """Draw from a stream of its own."""
+        self.generator.manual_seed(seed)
+
+    def accepts(self, agent: Agent) -> None:
+        """Refuse, in one sentence, an agent that this makes no sense for."""
+
+    def attach(self, agent: Agent) -> None:
+        """Hook into the agent's steps."""
+        self.agent = agent
+        self.find_parameters()
+        for optimizer in optimizers_of(agent):
+            optimizer.register_step_pre_hook(lambda stepped, args, kwargs: self._timed(self.before_step, stepped))
+            optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._timed(self.after_step, stepped))
+
+    def enter(self, visit: Visit) -> None:
+        """A visit begins; the agent may have grown a head for it."""
+        self.visit = visit.index
+        self.find_parameters()
+
+    def leave(self, visit: Visit) -> None:
+        """A visit is over."""
+
+    def numbers(self) -> dict[str, float]:
+        """What it did since it was last asked, and how things stand."""
+        done, seconds = dict(self.done), self.seconds
+        self.done, self.seconds = {}, 0.0
+        with torch.no_grad():
+            return {**done, **self.measures(), "seconds": seconds}
+
+    def state_dict(self) -> State:
+        """What it remembers, and its random stream."""
+        own = {name: plainly(getattr(self, name)) for name in self.memory}
+        return {**own, "visit": self.visit, "done": dict(self.done), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        for name in self.memory:
+            setattr(self, name, plainly(state[name]))
+        self.visit, self.done = state["visit"], dict(state["done"])
+        self.generator.set_state(state["generator"])
+
+    # The subclass's side.
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The gradient is whole, and no weight has moved."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The weights have moved."""
+
+    def measures(self) -> dict[str, float]:
+        """How things stand: a penalty, the size of its push."""
+        return {}
+
+    def count(self, name: str, by: float = 1.0) -> None:
+        """Something was done."""
+        self.done[name] = self.done.get(name, 0.0) + by
+
+    def find_parameters(self) -> None:
+        """Whatever the optimizers step, by its name in the model."""
+        stepped = {id(p) for o in optimizers_of(self.agent) for group in o.param_groups for p in group["params"]}
+        named = self.agent.model.named_parameters()
+        self.parameters = {name: p for name, p in named if id(p) in stepped and p.requires_grad}
+
+    def owned(self, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+        """The parameters that an optimizer steps, by name."""
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.parameters.items() if id(p) in ids}
+
+    def _timed(self, act: Any, *args: Any) -> None:
+        began = time.perf_counter()
+        with torch.no_grad():
+            act(*args)
+        self.seconds += time.perf_counter() - began
+
+
+class Addition(Method):
+    """Whatever adds to the gradient as if it stood in the loss: subclasses write `push(name, parameter)`."""
+
+    idle: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = number("strength", strength, 0.0)
+        self._hooked: set[int] = set()
+
+    def find_parameters(self) -> None:
+        """Also hook into those that were not there before."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            if self.strength and id(parameter) not in self._hooked:
+                self._hooked.add(id(parameter))
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda p, name=name: self._timed(self.push, name, p)
+                )
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """A parameter's gradient has been computed: add to it."""
+        raise NotImplementedError
+
+
+class Penalty(Addition):
+    """A penalty on parameters, added to the loss: subclasses write its gradient `slope` and its `value`."""
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """Add the penalty's gradient."""
+        slope = self.slope(name, parameter.detach())
+        if slope is not None and parameter.grad is not None:
+            parameter.grad.add_(slope, alpha=self.strength)
+
+    def slope(self, name: str, value: Tensor) -> Tensor | None:
+        """The gradient of the penalty of strength 1, or None where there is no penalty."""
+        raise NotImplementedError
+
+    def value(self, name: str, value: Tensor) -> Tensor | None:
+        """The penalty of strength 1 on one parameter."""
+        raise NotImplementedError
+
+    def measures(self) -> dict[str, float]:
+        """The penalty as it is in the loss, and how long its gradient is."""
+        values = [self.value(name, p.detach()) for name, p in self.parameters.items()]
+        slopes = [self.slope(name, p.detach()) for name, p in self.parameters.items()]
+        push = sum(float(part.square().sum()) for part in slopes if part is not None) ** 0.5
+        penalty = sum(float(part) for part in values if part is not None)
+        return {"penalty": self.strength * penalty, "push": self.strength * push}
+
+
+class Term(Addition):
+    """A loss of its own, added to the agent's: subclasses write `loss()`, which may be None for now.
+
+    Its gradient is computed when the first parameter's has been, and joins each; what the agent's loss did not touch
+    (the head of an earlier task) gets it just before the step. One that is not finite is left out, and counted.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("minibatch", "outputs")
+
+    def __init__(self, strength: float) -> None:
+        super().__init__(strength)
+        self._due: dict[str, Tensor] | None = None
+
+    def loss(self) -> Tensor | None:
+        """The loss of strength 1."""
+        raise NotImplementedError
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """Add this parameter's share of the loss's gradient, which the first to come has computed for all."""
+        if self._due is None:
+            self._due = self._gradients()
+        part = self._due.pop(name, None)
+        if part is not None and parameter.grad is not None:
+            parameter.grad.add_(part)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What is still due."""
+        for name, parameter in self.owned(optimizer).items() if self._due else ():
+            part = self._due.pop(name, None)  # type: ignore[union-attr]
+            if part is not None:
+                parameter.grad = part if parameter.grad is None else parameter.grad + part
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The next step has a loss of its own."""
+        self._due = None
+
+    def _gradients(self) -> dict[str, Tensor]:
+        with own_pass(self.agent):
+            loss = self.loss()
+            if loss is None:
+                return {}
+            found = torch.autograd.grad(self.strength * loss, list(self.parameters.values()), allow_unused=True)
+        parts = {name: part for name, part in zip(self.parameters, found, strict=True) if part is not None}
+        if not all(torch.isfinite(part).all() for part in parts.values()):
+            self.count("skipped")
+            return {}
+        self.count("steps")
+        self.count("loss", float(loss.detach()) * self.strength)
+        return parts
+
+    def numbers(self) -> dict[str, float]:
+        """The mean of its loss since it was last asked, beside what it did."""
+        done = super().numbers()
+        if "loss" in done:
+            done["loss"] /= done["steps"]
+        return done
+
+
+def plainly(value: Any) -> Any:
+    """A copy of tensors, numbers and containers of them, as a checkpoint may hold it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: plainly(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plainly(item) for item in value]
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float = float("inf")) -> float:
+    """Refuse what is not a number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        limit = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
+        raise CrlError(f"{name}: {value!r} is not a number {limit}")
+    return float(value)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Refuse what is not a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CrlError(f"{name}: {value!r} is not a whole number of at least {least}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Refuse what is not one of a few words."""
+    if value not in choices:
+        raise CrlError(f"{name}: {value!r} is not {' or '.join(choices)}")
+    return str(value)

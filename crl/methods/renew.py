@@ -1,0 +1,424 @@
+"""Renewing units: weights shrunk and perturbed, units or heads begun anew, and a head injected beside the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import Agent, CrlError, State, Visit, optimizers_of
+from crl.methods.method import Method, number, one_of, whole
+from crl.methods.units import Units, Watch, Young, chains_of, draw, replace_part, units_of, weighted
+
+RENEWAL = "renewal"
+STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
+
+
+class FirstWeights(Method):
+    """A method that draws new weights from the first ones."""
+
+    excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
+    memory: ClassVar[tuple[str, ...]] = ("first",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, Tensor] = {}
+
+    def find_parameters(self) -> None:
+        """What comes later has its first weights then."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            self.first.setdefault(name, parameter.detach().clone())
+
+    def forget_moments(self, names: Any) -> None:
+        """These parameters begin anew in their optimizer too, its count of steps included."""
+        chosen = {id(self.parameters[name]) for name in names}
+        for optimizer in optimizers_of(self.agent):
+            for parameter in [p for p in optimizer.state if id(p) in chosen]:
+                del optimizer.state[parameter]
+
+
+class ShrinkPerturb(FirstWeights):
+    """w <- keep * w + noise * a draw from the first weights, at each new visit or every step (Ash and Adams 2020)."""
+
+    family = RENEWAL
+    idle: ClassVar[Mapping[str, Any]] = {"keep": 1.0, "noise": 0.0}
+
+    def __init__(self, keep: float = 0.4, noise: float = 0.1, every: str = "visit") -> None:
+        super().__init__()
+        self.keep, self.noise = number("keep", keep, 0.0, 1.0), number("noise", noise, 0.0)
+        self.every = one_of("every", every, ("visit", "step"))
+        self.needs_boundaries = self.every == "visit"  # type: ignore[misc]
+
+    def enter(self, visit: Visit) -> None:
+        """At each visit but the first."""
+        super().enter(visit)
+        if self.every == "visit" and visit.index > 1:
+            self._act(self.parameters)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every step."""
+        if self.every == "step":
+            self._act(self.owned(optimizer))
+
+    @torch.no_grad()
+    def _act(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        if self.keep == 1.0 and self.noise == 0.0:
+            return
+        for name, parameter in parameters.items():
+            parameter.mul_(self.keep)
+            if self.noise:
+                parameter.add_(draw(self.first[name], parameter.shape, self.generator), alpha=self.noise)
+        self.count("times")
+
+
+class Renewal(FirstWeights):
+    """A method that begins single units anew, young in their optimizer."""
+
+    needs = ("chains",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.young = Young()
+
+    def attach(self, agent: Agent) -> None:
+        """Find the units, and watch what they say."""
+        self.layers = units_of(agent)
+        self.watch = Watch(self.layers)
+        self.watch.on = False
+        self.names = {id(part): name for name, part in agent.model.named_modules()}  # type: ignore[attr-defined]
+        super().attach(agent)
+
+    def enter(self, visit: Visit) -> None:
+        """Heads may have grown: the layers that read units are found anew."""
+        super().enter(visit)
+        found = {layer.name: layer for layer in units_of(self.agent)}
+        self.layers = [found[layer.name] for layer in self.layers]
+        self.names = {id(part): name for name, part in self.agent.model.named_modules()}
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hold what is young."""
+        self.young.before(self.parameters)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale how far what is young has moved."""
+        self.young.after(self.parameters, optimizer)
+
+    def renew(self, layer: Units, units: Tensor, fold: Tensor | None = None) -> None:
+        """Draw the units' incoming weights anew, read them with zero, and fold their mean into what reads them."""
+        if not len(units):
+            return
+        into = layer.into
+        weight = into.weight
+        new = draw(self.first[self._name(into, "weight")], weight[units].shape, self.generator)
+        self._set(into, "weight", units, new)
+        if into.bias is not None:
+            self._set(into, "bias", units, self.first[self._name(into, "bias")][units])
+        for norm in layer.norms:
+            self._renew_norm(norm, units)
+        columns = layer.columns[units]
+        for reader in layer.out:
+            if fold is not None and reader.bias is not None:
+                read = (
+                    reader.weight[:, columns].flatten(3).sum(-1)
+                    if reader.weight.ndim > 2
+                    else reader.weight[:, columns]
+                )
+                reader.bias.add_((read * fold).sum((1, 2)))
+            self._set(reader, "weight", (slice(None), columns.flatten()), 0.0)
+        self.count("renewed", len(units))
+
+    def _renew_norm(self, norm: nn.Module, units: Tensor) -> None:
+        for kind, value in (("weight", 1.0), ("bias", 0.0)):
+            if getattr(norm, kind, None) is not None:
+                self._set(norm, kind, units, value)
+        for kind, value in (("running_mean", 0.0), ("running_var", 1.0)):
+            if getattr(norm, kind, None) is not None:
+                getattr(norm, kind)[units] = value
+
+    def _name(self, part: nn.Module, kind: str) -> str:
+        return f"{self.names[id(part)]}.{kind}"
+
+    def _set(self, part: nn.Module, kind: str, where: Any, value: Any) -> None:
+        parameter: nn.Parameter = getattr(part, kind)
+        parameter[where] = value
+        for optimizer in optimizers_of(self.agent):
+            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+                self.young.begin(self._name(part, kind), parameter, where, optimizer)
+
+    def state_dict(self) -> State:
+        """With the ages of what is young."""
+        return {**super().state_dict(), "young": self.young.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.young.load_state_dict(state["young"])
+
+
+class ReDo(Renewal):
+    """Every `every` steps, units whose score is at most `tau` begin anew (Sokar et al. 2023, arXiv 2302.12902).
+
+    A unit's score is its mean |h| over its layer's mean, on the minibatch (at most `samples` of it). Incoming weights
+    are drawn anew, outgoing ones are zero, moments are cleared.
+    """
+
+    family = RENEWAL
+    memory: ClassVar[tuple[str, ...]] = ("first", "steps")
+    idle: ClassVar[Mapping[str, Any]] = {"every": 10**9}
+
+    def __init__(self, tau: float = 0.025, every: int = 1000, samples: int = 256) -> None:
+        super().__init__()
+        self.tau, self.every = number("tau", tau, 0.0), whole("every", every)
+        self.samples, self.steps = whole("samples", samples, 1), 0
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count, look one step ahead of time, and renew in time."""
+        super().after_step(optimizer)
+        self.steps += 1
+        if self.steps % self.every == 0:
+            for layer in self.layers:
+                if layer.name in self.watch.seen:
+                    self.renew(layer, dormant(layer.activations(self.watch.seen[layer.name][: self.samples]), self.tau))
+            self.count("checks")
+        self._look_ahead()
+
+    def attach(self, agent: Agent) -> None:
+        """Watch at once if the first step is the one."""
+        super().attach(agent)
+        self._look_ahead()
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        self.watch.on = (self.steps + 1) % self.every == 0
+        if not self.watch.on:
+            self.watch.seen.clear()
+
+
+def dormant(activations: Tensor, tau: float) -> Tensor:
+    """The units whose mean |h| is at most tau of their layer's mean, from (samples, units, places)."""
+    size = activations.abs().mean((0, 2))
+    return torch.nonzero(size / (size.mean() + 1e-9) <= tau)[:, 0]
+
+
+class CBP(Renewal):
+    """Continual backprop: a share `rate` of the mature units, the least useful, begins anew each step.
+
+    As published (Dohare et al. 2024): a unit's utility is a running mean of mean |outgoing weight| * |h - mean h| /
+    mean |incoming weight|, corrected for its age; units younger than `maturity` steps are let be; a replaced unit's
+    mean is folded into the next bias, its outgoing weights are zero (exactly so where no norm layer lies between).
+    """
+
+    family = RENEWAL
+    memory: ClassVar[tuple[str, ...]] = ("first", "utility", "mean", "age", "owed")
+    idle: ClassVar[Mapping[str, Any]] = {"rate": 0.0}
+
+    def __init__(self, rate: float = 1e-4, maturity: int = 1000, decay: float = 0.99) -> None:
+        super().__init__()
+        self.rate, self.maturity = number("rate", rate, 0.0, 1.0), whole("maturity", maturity, 0)
+        self.decay = number("decay", decay, 0.0, 0.999999)
+        self.utility: dict[str, Tensor] = {}
+        self.mean: dict[str, Tensor] = {}  # of the activations, (units, places), not yet corrected for age
+        self.age: dict[str, Tensor] = {}
+        self.owed: dict[str, float] = {}  # units to be replaced, which add up to whole ones
+
+    def attach(self, agent: Agent) -> None:
+        """Watch every step."""
+        super().attach(agent)
+        self.watch.on = self.rate > 0
+        for layer in self.layers:
+            like = layer.into.weight.detach()
+            self.utility.setdefault(layer.name, like.new_zeros(layer.count))
+            self.mean.setdefault(layer.name, like.new_zeros(layer.columns.shape))
+            self.age.setdefault(layer.name, like.new_zeros(layer.count))
+            self.owed.setdefault(layer.name, 0.0)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Age, weigh, and replace."""
+        super().after_step(optimizer)
+        for layer in self.layers if self.rate else ():
+            if layer.name in self.watch.seen:
+                self._update(layer, layer.activations(self.watch.seen[layer.name]))
+                self.renew_least(layer)
+        self.watch.seen.clear()
+
+    def _update(self, layer: Units, activations: Tensor) -> None:
+        name = layer.name
+        self.age[name] += 1
+        self.mean[name].lerp_(activations.mean(0), 1 - self.decay)
+        moved = (activations - self.corrected_mean(name)).abs().mean(0)
+        read = sum(reader.weight.flatten(2).abs().sum(-1) if reader.weight.ndim > 2 else reader.weight.abs()
+                   for reader in layer.out[:1]).mean(0)[layer.columns]  # fmt: skip
+        made = layer.into.weight.flatten(1).abs().mean(1)
+        self.utility[name].lerp_((read * moved).sum(1) / (made + 1e-12), 1 - self.decay)
+
+    def corrected_mean(self, name: str) -> Tensor:
+        """The mean activation of each unit, as if its running mean had not begun at zero."""
+        return self.mean[name] / (1 - self.decay ** self.age[name].clamp(min=1))[:, None]
+
+    def renew_least(self, layer: Units) -> None:
+        """Replace as many units as are due."""
+        name = layer.name
+        mature = torch.nonzero(self.age[name] > self.maturity)[:, 0]
+        self.owed[name] += self.rate * len(mature)
+        count = min(int(self.owed[name]), len(mature))
+        if count < 1:
+            return
+        self.owed[name] -= count
+        worth = self.utility[name] / (1 - self.decay ** self.age[name].clamp(min=1))
+        units = mature[worth[mature].argsort()[:count]]
+        self.renew(layer, units, fold=self.corrected_mean(name)[units])
+        for store in (self.utility, self.mean, self.age):
+            store[name][units] = 0
+
+
+class HeadReset(FirstWeights):
+    """The last `layers` layers get their first weights back at each new visit (Nikishin et al. 2022); moments go."""
+
+    family = RENEWAL
+    needs: ClassVar[tuple[str, ...]] = ("chains",)
+    needs_boundaries = True
+    idle: ClassVar[Mapping[str, Any]] = {"layers": 0}
+
+    def __init__(self, layers: int = 1) -> None:
+        super().__init__()
+        self.layers = whole("layers", layers, 0)
+
+    def enter(self, visit: Visit) -> None:
+        """At each visit but the first."""
+        super().enter(visit)
+        if visit.index > 1:
+            self.reset(self.chosen())
+
+    def chosen(self) -> list[str]:
+        """The parameters that are reset."""
+        names: list[str] = []
+        for chain in chains_of(self.agent) or []:
+            made = [n for n in chain if any(weighted(part) for part in self.agent.model.get_submodule(n).modules())]
+            last = made[-self.layers :] if self.layers else []
+            names += [n for n in self.parameters if any(n.startswith(f"{layer}.") for layer in last)]
+        return names
+
+    @torch.no_grad()
+    def reset(self, names: list[str]) -> None:
+        """First weights, no moments, and target networks made anew."""
+        for name in names:
+            self.parameters[name].copy_(self.first[name])
+        self.forget_moments(names)
+        if names and hasattr(self.agent, "rebuilt"):
+            self.agent.rebuilt()
+        self.count("reset", float(sum(self.parameters[name].numel() for name in names)))
+
+
+class Reset(HeadReset):
+    """All weights get their first values back at each new visit, and moments go: a new learner for each."""
+
+    needs = ()
+    excludes = (*STRUCTURAL, "head_reset", "plasticity_injection")
+    idle: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def chosen(self) -> list[str]:
+        """All."""
+        return list(self.parameters)
+
+
+class PlasticityInjection(FirstWeights):
+    """Before visit `visit`, new last layers are put beside the old, which freeze (Nikishin et al. 2023).
+
+    The answer becomes old(x) + new(x) - copy(x), where the copy is the new layers' first weights, frozen: at that step
+    nothing changes. `layers` is how many of the last layers that is; with one alone nothing would be won, since the sum
+    of linear layers is one linear layer.
+    """
+
+    family = RENEWAL
+    needs = ("chains", "rebuilt")
+    needs_boundaries = True
+    excludes = (*STRUCTURAL, "reset", "head_reset", "redo", "cbp")
+    memory: ClassVar[tuple[str, ...]] = ("first", "injected")
+    idle: ClassVar[Mapping[str, Any]] = {"visit": 10**9}
+
+    def __init__(self, visit: int = 2, layers: int = 2) -> None:
+        super().__init__()
+        self.when, self.layers = whole("visit", visit, 2), whole("layers", layers, 2)
+        self.injected = False
+
+    def accepts(self, agent: Agent) -> None:
+        """The layers must be linear, with nothing between them that looks at several units at once."""
+        for chain in chains_of(agent) or []:
+            self._check(agent, chain)
+
+    def _check(self, agent: Any, chain: list[str]) -> tuple[list[str], str]:
+        parts = [(name, agent.model.get_submodule(name)) for name in chain]
+        made = [name for name, part in parts if weighted(part)]
+        if len(made) < self.layers:
+            raise CrlError(f"plasticity_injection: {self.layers} layers are asked for, and a chain has {len(made)}")
+        start = chain.index(made[-self.layers])
+        for name, part in parts[start:]:
+            if any(True for _ in part.children()) or getattr(part, "doubles", False):
+                raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
+            if any(True for _ in part.parameters()) and not isinstance(part, nn.Linear):
+                raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
+        return made[-self.layers :], chain[-1]
+
+    def enter(self, visit: Visit) -> None:
+        """Once."""
+        super().enter(visit)
+        if visit.rules.head == "per_task":
+            raise CrlError("plasticity_injection does not go with boundary.head: per_task")
+        if visit.index == self.when and not self.injected:
+            self.inject(self.agent, fresh=True)
+            self.find_parameters()
+            self.count("injected")
+
+    def inject(self, agent: Any, fresh: bool) -> None:
+        """Put new layers beside the old."""
+        for chain in chains_of(agent) or []:
+            names, last = self._check(agent, chain)
+            for name in names:
+                old = agent.model.get_submodule(name)
+                live = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None).to(old.weight)
+                if fresh:
+                    _fill(live, {kind: self.first[f"{name}.{kind}"] for kind, _ in old.named_parameters()}, self)
+                beside = Beside(old, live, first=name == names[0], last=name == last)
+                replace_part(agent.model, name, beside)
+        agent.rebuilt()
+        self.injected = True
+
+    def rebuild(self, agent: Agent, state: State) -> None:
+        """After a resume: the structure, before its weights are loaded."""
+        if state["injected"]:
+            self.inject(agent, fresh=False)
+
+
+@torch.no_grad()
+def _fill(layer: nn.Linear, first: Mapping[str, Tensor], method: Method) -> None:
+    for kind, parameter in layer.named_parameters():
+        parameter.copy_(draw(first[kind], parameter.shape, method.generator))
+
+
+class Beside(nn.Module):
+    """Three linear layers side by side, of which one learns: what was, what is new, and what the new was at first."""
+
+    def __init__(self, old: nn.Linear, live: nn.Linear, first: bool, last: bool) -> None:
+        super().__init__()
+        self.old, self.live = old, live
+        self.still = nn.Linear(live.in_features, live.out_features, bias=live.bias is not None).to(live.weight)
+        self.still.load_state_dict(live.state_dict())
+        self.old.requires_grad_(False)
+        self.still.requires_grad_(False)
+        self.first, self.last = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All three answers side by side; at the end old + new - still."""
+        old, live, still = (x, x, x) if self.first else x.chunk(3, 1)
+        answers = self.old(old), self.live(live), self.still(still)
+        return answers[0] + answers[1] - answers[2] if self.last else torch.cat(answers, 1)

@@ -1,0 +1,323 @@
+"""Keeping weights in shape: penalties on them, and limits that they are put back into after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import Agent, CrlError
+from crl.methods.method import Method, Penalty, number
+from crl.methods.units import NORMS, chains_of, weighted
+
+WEIGHTS = "weights"
+
+
+class L2(Penalty):
+    """strength / 2 * |w|^2 of every parameter, biases too, in the gradient (coupled, as arXiv 2509.22335 has it)."""
+
+    family = WEIGHTS
+
+    def __init__(self, strength: float = 1e-3) -> None:
+        super().__init__(strength)
+
+    def slope(self, name: str, value: Tensor) -> Tensor:
+        """The weights themselves."""
+        return value
+
+    def value(self, name: str, value: Tensor) -> Tensor:
+        """Half the sum of squares."""
+        return value.square().sum() / 2
+
+
+class WeightDecay(Method):
+    """Every weight times 1 - learning rate * strength before each step: decoupled (Loshchilov and Hutter 2019)."""
+
+    family = WEIGHTS
+    idle: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+
+    def __init__(self, strength: float = 1e-2) -> None:
+        super().__init__()
+        self.strength = number("strength", strength, 0.0)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Shrink what is about to move."""
+        for group in optimizer.param_groups if self.strength else ():
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * self.strength)
+
+    def measures(self) -> dict[str, float]:
+        """Half the squared norm of what is shrunk."""
+        return {"norm": sum(float(p.square().sum()) for p in self.parameters.values()) ** 0.5}
+
+
+class FromFirst(Penalty):
+    """A penalty that compares with the first weights."""
+
+    memory: ClassVar[tuple[str, ...]] = ("first",)
+
+    def __init__(self, strength: float) -> None:
+        super().__init__(strength)
+        self.first: dict[str, Tensor] = {}
+
+    def find_parameters(self) -> None:
+        """What comes later has its first weights then."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            self.first.setdefault(name, parameter.detach().clone())
+
+
+class L2Init(FromFirst):
+    """strength * |w - w0|^2, towards the first weights (Kumar et al. 2023, arXiv 2308.11958)."""
+
+    family = WEIGHTS
+
+    def __init__(self, strength: float = 1e-3) -> None:
+        super().__init__(strength)
+
+    def slope(self, name: str, value: Tensor) -> Tensor:
+        """Twice the way back."""
+        return 2 * (value - self.first[name])
+
+    def value(self, name: str, value: Tensor) -> Tensor:
+        """The squared distance."""
+        return (value - self.first[name]).square().sum()
+
+
+class Wasserstein(FromFirst):
+    """strength * |sort(w) - sort(w0)|^2 in each parameter: its values as first, in any order (arXiv 2312.00246).
+
+    Summed, as `l2_init` is; the published form is a mean, which makes the strength depend on the layer's size.
+    """
+
+    family = WEIGHTS
+
+    def __init__(self, strength: float = 1e-3) -> None:
+        super().__init__(strength)
+
+    def slope(self, name: str, value: Tensor) -> Tensor:
+        """Twice the way back, in the order of the first weights."""
+        ordered, places = value.flatten().sort()
+        back = torch.empty_like(ordered)
+        back[places] = 2 * (ordered - self.first[name].flatten().sort().values)
+        return back.view_as(value)
+
+    def value(self, name: str, value: Tensor) -> Tensor:
+        """The squared distance of the sorted values."""
+        return (value.flatten().sort().values - self.first[name].flatten().sort().values).square().sum()
+
+
+class Spectral(Penalty):
+    """strength * (s^2 - 1)^2 of each matrix's largest singular value s, |b|^2 of biases, |g - 1|^2 of norm gains.
+
+    Source: Lewandowski et al. 2024, arXiv 2406.06811, with its k = 2; s by one step of power iteration that goes on
+    from the last.
+    """
+
+    family = WEIGHTS
+    memory: ClassVar[tuple[str, ...]] = ("directions",)
+
+    def __init__(self, strength: float = 1e-4) -> None:
+        super().__init__(strength)
+        self.directions: dict[str, Tensor] = {}
+
+    def find_parameters(self) -> None:
+        """Where a matrix is largest is found anew for new ones, by ten steps."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            if parameter.ndim > 1 and name not in self.directions:
+                self.directions[name] = first_direction(parameter.detach(), self.generator)
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """Let the direction go on, once a step; then add the gradient."""
+        if name in self.directions:
+            self.directions[name] = _power(parameter.detach().flatten(1), self.directions[name])
+        super().push(name, parameter)
+
+    def slope(self, name: str, value: Tensor) -> Tensor:
+        """2 (s^2 - 1) 2 s u v^T; 2 b; 2 (g - 1)."""
+        if value.ndim > 1:
+            right = self.directions[name]
+            left = value.flatten(1) @ right
+            size = left.norm()  # left / size is u, so size * u v^T is left v^T
+            slope: Tensor = 4 * (size.square() - 1) * torch.outer(left, right)
+            return slope.view_as(value)
+        return 2 * (value - self._rest(name))
+
+    def value(self, name: str, value: Tensor) -> Tensor:
+        """The penalty."""
+        if value.ndim > 1:
+            return ((value.flatten(1) @ self.directions[name]).square().sum() - 1).square()
+        return (value - self._rest(name)).square().sum()
+
+    def _rest(self, name: str) -> float:
+        """Where a vector rests: gains of norms at 1, all else at 0."""
+        owner = self.agent.model.get_submodule(name.rpartition(".")[0])
+        return float(isinstance(owner, NORMS) and name.endswith("weight"))
+
+
+class Parseval(Penalty):
+    """strength * |W W^T - scale * I|^2 of hidden layers: rows stay orthogonal (Chung et al. 2024, RLC)."""
+
+    family = WEIGHTS
+    needs = ("chains",)
+
+    def __init__(self, strength: float = 1e-3, scale: float = 2.0) -> None:
+        super().__init__(strength)
+        self.scale = number("scale", scale, 0.0)
+        self.hidden: set[str] = set()
+
+    def find_parameters(self) -> None:
+        """All but the last layer of each chain."""
+        super().find_parameters()
+        self.hidden = hidden_weights(self.agent)
+
+    def slope(self, name: str, value: Tensor) -> Tensor | None:
+        """4 (W W^T - scale I) W."""
+        if name not in self.hidden:
+            return None
+        rows = value.flatten(1)
+        return (4 * self._excess(rows) @ rows).view_as(value)
+
+    def value(self, name: str, value: Tensor) -> Tensor | None:
+        """The squared norm of the excess."""
+        return self._excess(value.flatten(1)).square().sum() if name in self.hidden else None
+
+    def _excess(self, rows: Tensor) -> Tensor:
+        return rows @ rows.T - self.scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+
+
+class Limit(Method):
+    """Something that weights are put back into after every step: subclasses write `put_back(name, parameter)`."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put back what has moved."""
+        moved = 0.0
+        for name, parameter in self.owned(optimizer).items():
+            if parameter.grad is not None:
+                moved += self.put_back(name, parameter)
+        self.count("moved", moved)
+        self.count("steps")
+
+    def put_back(self, name: str, parameter: nn.Parameter) -> float:
+        """Put a parameter back, and say how many of its numbers (or of its layers) had to move."""
+        raise NotImplementedError
+
+
+class SpectralNorm(Limit):
+    """Hidden weights divided by their largest singular value after every step (Miyato et al. 2018), from the first on.
+
+    The weights themselves are divided; the original trains others and divides them on the way, so gradients differ.
+    """
+
+    family = WEIGHTS
+    needs = ("chains",)
+    memory: ClassVar[tuple[str, ...]] = ("directions",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directions: dict[str, Tensor] = {}
+
+    def find_parameters(self) -> None:
+        """New ones are divided at once."""
+        super().find_parameters()
+        for name in sorted(hidden_weights(self.agent) - set(self.directions)):
+            self.directions[name] = first_direction(self.parameters[name].detach(), self.generator)
+
+    def enter(self, visit: Any) -> None:
+        """The walk begins with weights that are in their limits."""
+        super().enter(visit)
+        with torch.no_grad():
+            for name in self.directions:
+                self.put_back(name, self.parameters[name])
+
+    def put_back(self, name: str, parameter: nn.Parameter) -> float:
+        """One step of power iteration, and the division."""
+        if name not in self.directions:
+            return 0.0
+        rows = parameter.flatten(1)
+        self.directions[name] = _power(rows, self.directions[name])
+        parameter.div_((rows @ self.directions[name]).norm() + 1e-12)
+        return 1.0
+
+
+class WeightClip(Limit):
+    """Weights and biases clamped to +-kappa / sqrt(fan-in) after every step (Elsayed et al. 2024)."""
+
+    family = WEIGHTS
+
+    def __init__(self, kappa: float = 2.0) -> None:
+        super().__init__()
+        self.kappa = number("kappa", kappa, 1e-6)
+
+    def put_back(self, name: str, parameter: nn.Parameter) -> float:
+        """Clamp the parameters of linear and convolution layers."""
+        owner = self.agent.model.get_submodule(name.rpartition(".")[0])
+        if not weighted(owner):
+            return 0.0
+        bound = self.kappa / float(owner.weight[0].numel()) ** 0.5
+        outside = float((parameter.abs() > bound).sum())
+        parameter.clamp_(-bound, bound)
+        return outside
+
+
+class NormalizeAndProject(Limit):
+    """Every weight matrix scaled back to the norm it began with after each step, in a network with layer norm.
+
+    Source: Lyle et al. 2024, arXiv 2407.01800. Layer norm is a network argument: `agent: {net: {norm: layer}}`.
+    """
+
+    family = WEIGHTS
+    memory: ClassVar[tuple[str, ...]] = ("norms",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: dict[str, float] = {}
+
+    def accepts(self, agent: Agent) -> None:
+        """Without norm layers the function would change with its weights' scale."""
+        if not any(isinstance(part, NORMS) for part in agent.model.modules()):  # type: ignore[attr-defined]
+            raise CrlError(
+                "normalize_and_project needs a network with norm layers: --set agent.net.norm=layer puts them in"
+            )
+
+    def find_parameters(self) -> None:
+        """New ones keep the norm that they come with."""
+        super().find_parameters()
+        for name, parameter in self.parameters.items():
+            if parameter.ndim > 1:
+                self.norms.setdefault(name, float(parameter.detach().norm()))
+
+    def put_back(self, name: str, parameter: nn.Parameter) -> float:
+        """Scale."""
+        if name not in self.norms:
+            return 0.0
+        parameter.mul_(self.norms[name] / (parameter.norm() + 1e-12))
+        return 1.0
+
+
+def hidden_weights(agent: Any) -> set[str]:
+    """The names of the weights of all but the last layer of each chain."""
+    chains = chains_of(agent) or []
+    layers = [name for chain in chains for name in chain if weighted(agent.model.get_submodule(name))]
+    last = {chain[-1] for chain in chains}
+    return {f"{name}.weight" for name in layers if name not in last}
+
+
+def first_direction(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """About the right singular vector of the largest singular value."""
+    rows = weight.flatten(1)
+    direction = torch.randn(rows.shape[1], generator=generator).to(rows)
+    for _ in range(10):
+        direction = _power(rows, direction)
+    return direction
+
+
+def _power(rows: Tensor, direction: Tensor) -> Tensor:
+    """One step of power iteration on W^T W."""
+    found: Tensor = rows.T @ (rows @ direction)
+    one: Tensor = found / (found.norm() + 1e-12)
+    return one

@@ -1,0 +1,196 @@
+"""Hidden units: which layer makes them, which read them, what they said last, and how to begin them anew."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import CrlError, State
+from crl.methods.method import own_passes, plainly
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def weighted(part: nn.Module) -> bool:
+    """Whether a module is a layer of weights that units come out of."""
+    return isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)
+
+
+def chains_of(agent: Any) -> list[list[str]] | None:
+    """The agent's chains of modules; read off a model that is an `nn.Sequential`; None where there are none."""
+    declared = getattr(agent, "chains", None)
+    if declared is not None:
+        return [list(chain) for chain in declared]
+    if not isinstance(agent.model, nn.Sequential):
+        return None
+    chain = []
+    for name, part in agent.model.named_modules():
+        parent = agent.model.get_submodule(name.rpartition(".")[0])
+        if name and isinstance(parent, nn.Sequential) and not isinstance(part, nn.Sequential):
+            if name.count(".") and not all(
+                isinstance(agent.model.get_submodule(above), nn.Sequential) for above in _above(name)
+            ):
+                continue
+            chain.append(name)
+    return [chain]
+
+
+def _above(name: str) -> Iterable[str]:
+    parts = name.split(".")
+    return (".".join(parts[:depth]) for depth in range(1, len(parts)))
+
+
+@dataclass(frozen=True)
+class Units:
+    """A hidden layer's units: made by `into`, read by every layer of `out` when it answers.
+
+    `columns` (units, k) are the places of a unit in what the next layer reads: several after a convolution was
+    flattened, or an activation has doubled.
+    """
+
+    name: str
+    into: Any
+    norms: tuple[nn.Module, ...]
+    gate: nn.Module  # what is in the chain next, whose input holds the units' activations
+    out: tuple[Any, ...]
+    columns: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return int(self.into.weight.shape[0])
+
+    def activations(self, seen: Tensor) -> Tensor:
+        """(samples, units, places) of what the next layer read."""
+        if seen.ndim > 2:
+            seen = seen.movedim(1, -1).flatten(0, -2)
+        return seen[:, self.columns]
+
+    def reading(self, layer: Any) -> Tensor:
+        """The weights that a layer reads the units with, as a view whose second axis is what is read."""
+        weight: Tensor = layer.weight
+        return weight
+
+
+def units_of(agent: Any) -> list[Units]:
+    """All hidden layers of the agent's chains."""
+    found = []
+    for chain in chains_of(agent) or []:
+        parts = [agent.model.get_submodule(name) for name in chain]
+        made = [i for i, part in enumerate(parts) if weighted(part)]
+        ends = made[1:] + ([len(parts) - 1] if not weighted(parts[-1]) else [])
+        for start, stop in zip(made, ends, strict=False):
+            between, readers = parts[start + 1 : stop], [p for p in parts[stop].modules() if weighted(p)]
+            if readers:
+                norms = tuple(part for part in between if isinstance(part, NORMS))
+                columns = _columns(chain[start], parts[start], between, readers[0])
+                found.append(Units(chain[start], parts[start], norms, parts[stop], tuple(readers), columns))
+    return found
+
+
+def _columns(name: str, into: Any, between: list[nn.Module], reader: Any) -> Tensor:
+    units, width = into.weight.shape[0], reader.weight.shape[1]
+    copies = 2 if any(getattr(part, "doubles", False) for part in between) else 1
+    places = width // (units * copies)
+    if units * copies * places != width:
+        raise CrlError(f"{name} has {units} units, but what follows reads {width} numbers: the chain is not one")
+    index = torch.arange(width).view(copies, units, places)
+    return index.movedim(1, 0).reshape(units, copies * places)
+
+
+def replace_part(model: nn.Module, name: str, part: nn.Module) -> None:
+    """Put a module in another's place."""
+    above, _, own = name.rpartition(".")
+    setattr(model.get_submodule(above), own, part)
+
+
+class Watch:
+    """What each hidden layer said in the agent's own last pass with gradients, while `on`."""
+
+    def __init__(self, layers: Iterable[Units]) -> None:
+        self.on = True
+        self.seen: dict[str, Tensor] = {}
+        for layer in layers:
+            layer.gate.register_forward_pre_hook(lambda part, inputs, name=layer.name: self._catch(name, part, inputs))
+
+    def _catch(self, name: str, part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.on and part.training and torch.is_grad_enabled() and not own_passes():
+            self.seen[name] = inputs[0].detach()
+
+
+def draw(first: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Numbers drawn from a parameter's first ones, so from its own initial distribution, whatever that was."""
+    values = first.flatten()
+    return values[torch.randint(len(values), shape, generator=generator).to(values.device)]
+
+
+class Young:
+    """Adam for numbers that begin anew in a tensor that does not.
+
+    Adam counts steps once a tensor, so what begins anew has its moments cleared, and its movement scaled to what a new
+    Adam's would be: with t steps of the tensor and k of the number, by (1 - b1^t) / (1 - b1^k) times
+    sqrt((1 - b2^k) / (1 - b2^t)). Without it the first step is about three times too long; to reset the count would
+    slow all others down.
+    """
+
+    def __init__(self) -> None:
+        self.ages: dict[str, Tensor] = {}  # steps since a number began anew; -1 where it has grown old
+        self._before: dict[str, Tensor] = {}
+
+    def begin(self, name: str, parameter: nn.Parameter, where: Any, optimizer: torch.optim.Optimizer) -> None:
+        """These numbers of a parameter begin anew."""
+        state = optimizer.state.get(parameter, {})
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value[where] = 0
+        if "exp_avg_sq" in state and "step" in state:
+            ages = self.ages.setdefault(
+                name, torch.full(parameter.shape, -1, dtype=torch.int32, device=parameter.device)
+            )
+            ages[where] = 0
+
+    def before(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """A step is about to happen."""
+        self._before = {name: parameters[name].detach().clone() for name in self.ages if name in parameters}
+
+    def after(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """It has happened: scale the movement of what is young."""
+        for name, old in self._before.items():
+            parameter, ages = parameters[name], self.ages[name]
+            state = optimizer.state.get(parameter, {})
+            if parameter.grad is None or "step" not in state:
+                continue
+            ages[ages >= 0] += 1
+            factor = young_factor(ages, float(state["step"]), *_betas(optimizer, parameter))
+            parameter.copy_(torch.where(ages > 0, old + (parameter - old) * factor, parameter))
+            ages[ages >= 10_000] = -1
+            if not (ages >= 0).any():
+                del self.ages[name]
+        self._before = {}
+
+    def state_dict(self) -> State:
+        """The ages."""
+        return dict(plainly(self.ages))
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        self.ages = dict(plainly(state))
+
+
+def young_factor(ages: Tensor, steps: float, b1: float, b2: float) -> Tensor:
+    """How much further a new Adam would have moved; 1 where a number is as old as its tensor or older."""
+    age = ages.clamp(min=1).double()
+    factor = (1 - b1**steps) / (1 - b1**age) * torch.sqrt((1 - b2**age) / (1 - b2**steps))
+    return torch.where(age < steps, factor, torch.ones_like(factor)).float()
+
+
+def _betas(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[float, float]:
+    groups = itertools.chain(optimizer.param_groups)
+    group = next(g for g in groups if any(value is parameter for value in g["params"]))
+    b1, b2 = group["betas"]
+    return float(b1), float(b2)
