@@ -98,6 +98,7 @@ class Trac(Optimizer):
 
     The base optimizer's steps add up to an offset from the first weights; the weights are the first ones plus the
     offset times S, a sum of scales that grow while the offset goes against the gradient and fall when it goes along.
+    What others do to the weights between two steps (a method's reset, say) moves the first weights along.
     """
 
     BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
@@ -138,12 +139,15 @@ class Trac(Optimizer):
         states = [self.state[value] for value in values]
         for state, old in zip(states, before, strict=True):
             if "trac_first" not in state:
-                state["trac_first"], state["trac_offset"] = old, torch.zeros_like(old)
+                state["trac_first"], state["trac_offset"] = old.clone(), torch.zeros_like(old)
+            else:
+                state["trac_first"].add_(old - state["trac_left"])
         along = sum(float((g * state["trac_offset"]).sum()) for g, state in zip(gradients, states, strict=True))
         scale = self._scale(self._sums(), along)
         for value, old, state in zip(values, before, states, strict=True):
             state["trac_offset"].add_(value - old)
             value.copy_(state["trac_first"] + scale * state["trac_offset"])
+            state["trac_left"] = value.clone()
         return loss
 
     def _sums(self) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive
 
-AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN", "classifier": "agents.classifier.Classifier"}
+AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN"}
 MONITORS = {
     "hessian": "crl.monitors.curvature.Hessian",
     "ggn": "crl.monitors.curvature.GGN",

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from crl.core import CrlError
 
+STUDIES = ("plasticity", "forgetting")  # of `crl bench`
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a mistake of the user's costs one line on stderr and exit code 2."""
@@ -115,8 +117,14 @@ def _list(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     import importlib
 
-    bench = importlib.import_module(f"crl.bench.{arguments.what}")
-    print(bench.main(pairs=arguments.pairs, steps=arguments.steps, as_json=arguments.json))
+    names = ("seeds", "out", "jobs") if arguments.what in STUDIES else ("pairs", "steps")
+    asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.what in STUDIES:
+        bench = importlib.import_module("crl.bench.study")
+        asked["study"] = arguments.what
+    else:
+        bench = importlib.import_module(f"crl.bench.{arguments.what}")
+    print(bench.main(**asked, as_json=arguments.json))
     return 0
 
 
@@ -182,10 +190,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=("agents", "envs", "configs", "methods", "monitors"))
     listing.set_defaults(command=_list)
 
-    bench = commands.add_parser("bench", help="side-by-side benchmarks")
-    bench.add_argument("what", choices=("rl", "curvature"))
-    bench.add_argument("--pairs", type=int, default=5, help="how often each side runs (default: 5)")
-    bench.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
+    bench = commands.add_parser("bench", help="side-by-side benchmarks, and studies of the methods")
+    bench.add_argument("what", choices=("rl", "curvature", "methods", *STUDIES))
+    bench.add_argument("--pairs", type=int, help="how often each side runs (default: the bench's own)")
+    bench.add_argument("--steps", type=int, help="environment steps of each run (default: the bench's own)")
+    bench.add_argument("--seeds", type=int, help="of a study: runs of each method (default: 5)")
+    bench.add_argument("--out", help="of a study: where its runs go (default: runs/study)")
+    bench.add_argument("--jobs", type=int, help="of a study: runs at once (default: as many as there are cores)")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(command=_bench)
     return parser
@@ -193,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", help="ppo, dqn, or an import path such as stable_baselines3.A2C or my_agent.MyAgent")
-    parser.add_argument("--method", action="append", help="a method by import path; may be given again")
+    parser.add_argument("--method", action="append", help="l2_er, ewc, ... or an import path; may be given again")
     parser.add_argument("--monitor", action="append", help="instead of the config's monitors; or none")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")

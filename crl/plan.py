@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,11 @@ def listing(what: str) -> list[str]:
     lines = []
     for name, where in short.items():
         module, _, cls = where.rpartition(".")
-        doc = getattr(importlib.import_module(module), cls).__doc__ or ""
+        found = getattr(importlib.import_module(module), cls)
+        doc = found.__doc__ or ""
+        if what == "methods":
+            lines += _method(name, found)
+            continue
         star = "*" if what == "monitors" and name in config.BY_DEFAULT else " "
         lines.append(f"{name:<22}{star} {doc.strip().splitlines()[0]}")
         cost = " ".join(doc.split()).partition("Cost: ")[2]
@@ -87,7 +93,21 @@ def listing(what: str) -> list[str]:
         lines.append(f"{'by import path':<24} stable_baselines3.X or sb3_contrib.X, with X in {supported}")
     if what == "monitors":
         lines.append(f"{'*':<24} on by default; `monitors: []` or --monitor none turns all off")
+    if what == "methods":
+        optimizers = ", ".join(importlib.import_module("agents.optimizers").OPTIMIZERS)
+        lines.append(f"{'in agent.net':<24} norm: layer; activation: crelu, or fourier (deep Fourier features)")
+        lines.append(f"{'in agent.optimizer':<24} use: {optimizers}, or an import path")
     return [*lines, f"{'your own':<24} any import path, such as my_{what[:-1]}.My{what[:-1].title()}"]
+
+
+def _method(name: str, cls: Any) -> list[str]:
+    """A method's family, what it does with its source, and its options."""
+    doc = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    options = inspect.signature(cls).parameters.values()
+    defaults = ", ".join(f"{option.name}: {option.default}" for option in options)
+    text = textwrap.wrap(f"[{cls.family}] {doc}", 95, subsequent_indent="  ")
+    lines = [f"{name if i == 0 else '':<24} {line}" for i, line in enumerate(text)]
+    return [*lines, f"{'':<24}   {defaults}"] if defaults else lines
 
 
 def _estimate(plan: build.Plan) -> float:

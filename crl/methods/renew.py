@@ -253,8 +253,11 @@ class CBP(Renewal):
         self.age[name] += 1
         self.mean[name].lerp_(activations.mean(0), 1 - self.decay)
         moved = (activations - self.corrected_mean(name)).abs().mean(0)
-        read = sum(reader.weight.flatten(2).abs().sum(-1) if reader.weight.ndim > 2 else reader.weight.abs()
-                   for reader in layer.out[:1]).mean(0)[layer.columns]  # fmt: skip
+        sizes = [
+            reader.weight.abs().flatten(2).sum(-1) if reader.weight.ndim > 2 else reader.weight.abs()
+            for reader in layer.out
+        ]
+        read = torch.stack([size.mean(0) for size in sizes]).mean(0)[layer.columns]
         made = layer.into.weight.flatten(1).abs().mean(1)
         self.utility[name].lerp_((read * moved).sum(1) / (made + 1e-12), 1 - self.decay)
 

@@ -71,11 +71,6 @@ class Units:
             seen = seen.movedim(1, -1).flatten(0, -2)
         return seen[:, self.columns]
 
-    def reading(self, layer: Any) -> Tensor:
-        """The weights that a layer reads the units with, as a view whose second axis is what is read."""
-        weight: Tensor = layer.weight
-        return weight
-
 
 def units_of(agent: Any) -> list[Units]:
     """All hidden layers of the agent's chains."""

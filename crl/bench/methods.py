@@ -1,0 +1,107 @@
+"""What each method costs: PPO with it and PPO without, side by side in one process, a tick of each in turn.
+
+Both walk two MiniGrid visits of half the steps each, so that what acts at boundaries and on earlier tasks is counted.
+Turns of a tick (2,048 steps) make the pairs; a machine that drifts, drifts for both. Idle methods are on with options
+that do nothing, or (the anchors and rehearsals) have nothing to remember yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from crl import build, config
+from crl.boundary import enter
+
+TASKS = ("MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0")
+NET = {"hidden": [64, 64]}
+NEEDED = {"normalize_and_project": {"net": {**NET, "norm": "layer"}}}  # what a method asks of the agent, on both sides
+OPTIMIZERS = ("muon", "trac")
+
+
+def plan(methods: list[dict[str, Any]], agent: Mapping[str, Any], steps: int) -> build.Plan:
+    """Two visits with PPO at the settings of configs/minigrid.yaml."""
+    tasks = [{"env": env, "steps": steps // 2} for env in TASKS]
+    data = {"tasks": tasks, "agent": {"use": "ppo", "net": NET, **agent}, "methods": methods, "monitors": []}
+    return build.build(config.read(data))
+
+
+def walk(built: build.Plan) -> Iterator[None]:
+    """The walk without its records."""
+    for method in built.methods.values():
+        method.attach(built.agent)
+    for visit in built.visits:
+        enter(built, visit)
+        for _ in visit.task.train(built.agent, visit):
+            yield
+        for method in built.methods.values():
+            method.leave(visit)
+    yield
+
+
+def side_by_side(plans: Mapping[str, build.Plan]) -> dict[str, float]:
+    """Seconds of each walk, which take turns."""
+    walks = {name: walk(built) for name, built in plans.items()}
+    spent = dict.fromkeys(walks, 0.0)
+    turn = 0
+    while walks:
+        for name in list(walks) if turn % 2 == 0 else list(walks)[::-1]:
+            began = time.perf_counter()
+            if next(walks[name], 0) is not None:
+                del walks[name]
+            spent[name] += time.perf_counter() - began
+        turn += 1
+    return spent
+
+
+def cases() -> list[tuple[str, list[dict[str, Any]], dict[str, Any], dict[str, Any]]]:
+    """(name, methods, the agent with, the agent without) of all that is compared."""
+    found = []
+    for name, where in build.METHODS.items():
+        module, _, cls = where.rpartition(".")
+        idle = dict(getattr(importlib.import_module(module), cls).idle)
+        agent = NEEDED.get(name, {})
+        found.append((name, [{"use": name}], agent, agent))
+        if idle:
+            found.append((f"{name}, idle", [{"use": name, **idle}], agent, agent))
+    for name in OPTIMIZERS:
+        found.append((f"optimizer {name}", [], {"optimizer": {"use": name}}, {}))
+    found.append(("norm: layer", [], {"net": {**NET, "norm": "layer"}}, {}))
+    found.append(("activation: crelu", [], {"net": {**NET, "activation": "crelu"}}, {}))
+    return [*found, ("nothing", [], {}, {})]
+
+
+def compare(case: Any, steps: int, pairs: int) -> dict[str, Any]:
+    """Time with over time without, of each pair."""
+    name, methods, agent, without = case
+    ratios, rates = [], []
+    for _ in range(pairs):
+        torch.manual_seed(0)
+        spent = side_by_side({"without": plan([], without, steps), "with": plan(methods, agent, steps)})
+        ratios.append(spent["with"] / spent["without"])
+        rates.append(steps / spent["with"])
+    print(f"{name}: {statistics.median(ratios):.3f}", file=sys.stderr, flush=True)
+    return {"method": name, "steps": steps, "steps_per_second": rates, "time_ratio": ratios}
+
+
+def main(pairs: int = 3, steps: int = 20_000, as_json: bool = False) -> str:
+    """All methods, as a table or JSON."""
+    side_by_side({"warm": plan([], {}, 4096)})
+    results = [compare(case, steps, pairs) for case in cases()]
+    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+    if as_json:
+        return json.dumps({"machine": machine, "torch": torch.__version__, "results": results}, indent=2)
+    lines = [f"{'':<30}{'steps/s':>9}   time with/without: median (min to max), {pairs} pairs of {steps:,} steps"]
+    for result in results:
+        ratios = result["time_ratio"]
+        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        lines.append(f"{result['method']:<30}{statistics.median(result['steps_per_second']):>9,.0f}   {spread}")
+    return "\n".join(lines)
