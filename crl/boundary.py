@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,15 +16,29 @@ from crl.linalg import CurvatureError, Spectrum
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
 
 
-def enter(plan: build.Plan, visit: Visit) -> None:
-    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced."""
+def enter(plan: build.Plan, visit: Visit) -> dict[str, float]:
+    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced.
+
+    Returns the seconds that each method took.
+    """
     if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
         own = getattr(plan.agent, "enter", None)
         if own is not None:
             own(visit)
-    if visit.rules.announced:
-        for method in plan.methods.values():
-            method.enter(visit)
+    return tell_methods(plan, "enter", visit)
+
+
+def tell_methods(plan: build.Plan, what: str, visit: Visit) -> dict[str, float]:
+    """Tell the methods, if boundaries are announced, that a visit begins or is over: the seconds that each took."""
+    spent = {}
+    for name, method in plan.methods.items() if visit.rules.announced else ():
+        began = time.perf_counter()
+        getattr(method, what)(visit)
+        spent[name] = time.perf_counter() - began
+    for method in plan.methods.values():
+        if what == "enter" and hasattr(method, "find_parameters"):
+            method.find_parameters()  # a method after it may have grown the model
+    return spent
 
 
 def boundary_of(

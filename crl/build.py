@@ -209,9 +209,12 @@ def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
         place, use = f"methods.{i}", uses[name]
         if getattr(method, "needs_boundaries", False) and not experiment.boundary.announced:
             raise CrlError(f"boundary.announced: false hides boundaries, which method {use!r} needs")
-        for other in uses.values():
-            if other in getattr(method, "excludes", ()):
-                raise CrlError(f"{place}: {use} does not go with {other}; leave one of them out")
+        if getattr(method, "one_head", False) and experiment.boundary.head == "per_task":
+            raise CrlError(f"{place}: {use} does not go with boundary.head: per_task")
+        excluded = {METHODS.get(other, other) for other in getattr(method, "excludes", ())}
+        for other, found in methods.items():
+            if f"{type(found).__module__}.{type(found).__name__}" in excluded:
+                raise CrlError(f"{place}: {use} does not go with {uses[other]}; leave one of them out")
         lacking = [part for part in getattr(method, "needs", ()) if not has_part(agent, part)]
         if lacking:
             raise CrlError(f"{place}: {use} needs an agent with `{lacking[0]}`, which {type(agent).__name__} lacks")

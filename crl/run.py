@@ -15,7 +15,7 @@ import numpy as np
 
 from crl import build, config, metrics, sinks
 from crl.baseline import add_baseline
-from crl.boundary import boundary_of, enter, look
+from crl.boundary import boundary_of, enter, look, tell_methods
 from crl.core import (
     Array,
     CrlError,
@@ -51,6 +51,7 @@ class Walk:
         self.board = sinks.TensorBoard(folder.tensorboard, self.names)
         self.terminal = sinks.Terminal(verbosity=verbosity, visits=len(plan.order), total_steps=sum(plan.steps))
         self.asked_to_stop = ""
+        self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
 
     # The story.
@@ -68,9 +69,7 @@ class Walk:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
             self._train(visit)
-            if visit.rules.announced:
-                for method in self.plan.methods.values():
-                    method.leave(visit)
+            self._spend(tell_methods(self.plan, "leave", visit))
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
             self._checkpoint(visit.index)
@@ -78,8 +77,13 @@ class Walk:
                 raise Stopped
 
     def _enter(self, visit: Visit) -> None:
-        enter(self.plan, visit)
+        self._spend(enter(self.plan, visit))
         self._look(visit, "init")
+
+    def _spend(self, seconds: Mapping[str, float]) -> None:
+        """Boundaries are a part of what a method takes: they are told of at the next tick."""
+        for name, value in seconds.items():
+            self.spent[name] = self.spent.get(name, 0.0) + value
 
     def _train(self, visit: Visit) -> None:
         clock, before = time.perf_counter(), visit.done
@@ -107,8 +111,8 @@ class Walk:
         found = {}
         for name, method in self.plan.methods.items():
             did = dict(method.numbers()) if hasattr(method, "numbers") else {}
-            if "seconds" in did:
-                found[f"time/method/{name}"] = did.pop("seconds")
+            if "seconds" in did or name in self.spent:
+                found[f"time/method/{name}"] = did.pop("seconds", 0.0) + self.spent.pop(name, 0.0)
             found |= {f"method/{name}/{key}": value for key, value in did.items()}
         return found
 

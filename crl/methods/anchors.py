@@ -22,7 +22,7 @@ class Anchored(Penalty):
     """
 
     family = MEMORY
-    needs: ClassVar[tuple[str, ...]] = ("prepare", "outputs")
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "prepare", "outputs")
     needs_boundaries = True
     memory: ClassVar[tuple[str, ...]] = ("anchors",)
 
@@ -165,7 +165,7 @@ class SI(Anchored):
     gradient is the agent's own loss's, before this penalty and before clipping.
     """
 
-    needs = ()
+    needs = ("model", "optimizers")
     memory: ClassVar[tuple[str, ...]] = ("anchors", "path", "start")
 
     def __init__(self, strength: float = 1.0, xi: float = 0.1) -> None:

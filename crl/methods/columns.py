@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, CrlError, NotYet, State, Task, Visit, add_facing
-from crl.methods.method import Method, number
+from crl.methods.method import Method, number, plainly
 from crl.methods.units import chains_of, draw, replace_part
 
 ARCHITECTURE = "architecture"
@@ -25,8 +25,9 @@ class Progressive(Method):
     """
 
     family = ARCHITECTURE
-    needs = ("chains", "rebuilt")
+    needs = ("model", "optimizers", "chains", "rebuilt")
     needs_boundaries = True
+    one_head = True  # it has an answer for each task already
     excludes = ("packnet", "ewc", "online_ewc", "si", "mas", "spectral_norm", "parseval", "spectral", "weight_clip",
                 "normalize_and_project", "wasserstein", "l2_init")  # fmt: skip
     memory: ClassVar[tuple[str, ...]] = ("tasks", "first")
@@ -56,8 +57,6 @@ class Progressive(Method):
 
     def enter(self, visit: Visit) -> None:
         """A new task gets a column, an old one its own."""
-        if visit.rules.head == "per_task":
-            raise CrlError("progressive has an answer for each task already: it does not go with head: per_task")
         name = visit.task.name
         if name not in self.tasks:
             self.tasks.append(name)
@@ -161,13 +160,13 @@ class PackNet(Method):
     """Each task keeps a share of the weights that are still free, and never again moves them (Mallya 2018).
 
     Late in a visit (after the share `prune_at` of it) the smallest free weights are set to zero, so that a share `keep`
-    of them stays; these learn on to the visit's end and belong to the task. Biases and norms learn in the first task
+    of them stays; these learn on to the visit's end and belong to the task. Biases and norms learn in the first visit
     only; heads per task are left alone. A task is answered with its own weights and those of earlier tasks. A task that
-    comes again learns nothing more.
+    comes again when later ones have been learned learns nothing more.
     """
 
     family = ARCHITECTURE
-    needs = ("chains", "progress")
+    needs = ("model", "optimizers", "chains", "progress")
     needs_boundaries = True
     excludes = ("progressive", "reset", "head_reset", "redo", "cbp", "shrink_perturb", "plasticity_injection")
     memory: ClassVar[tuple[str, ...]] = ("tasks", "owner", "pruned")
@@ -180,7 +179,8 @@ class PackNet(Method):
         self.owner: dict[str, Tensor] = {}  # 0 is free; task k owns what says k + 1
         self.pruned = False
         self.current = 0
-        self._held: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}  # what a step must not move, at the values that it is put back to
+        self._whole: dict[str, Tensor] = {}  # all weights, while those of later tasks are out of sight
 
     def attach(self, agent: Agent) -> None:
         """Whoever faces a task sees its weights."""
@@ -197,12 +197,26 @@ class PackNet(Method):
         self.current = self.tasks.index(name) + 1
         for key, parameter in self._weights().items():
             self.owner.setdefault(key, torch.zeros(parameter.shape, dtype=torch.int16, device=parameter.device))
+        if self.current < len(self.tasks):
+            self._whole = {key: parameter.detach().clone() for key, parameter in self._weights().items()}
+            self._show({key: self._hidden(key, self.current, value) for key, value in self._whole.items()})
         self._freeze()
 
     def leave(self, visit: Visit) -> None:
-        """What was not pruned in time is pruned now."""
+        """What was not pruned in time is pruned now; what was out of sight comes back."""
         if not self.pruned:
             self.prune()
+        self._show(self._whole)
+        self._whole = {}
+
+    def _hidden(self, name: str, task: int, value: Tensor) -> Tensor:
+        """Weights as a task sees them: those of later ones, and those that are free, are zero."""
+        return value.masked_fill((self.owner[name] > task) | (self.owner[name] == 0), 0.0)
+
+    @torch.no_grad()
+    def _show(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -235,8 +249,7 @@ class PackNet(Method):
         if name not in self.owner:
             return self.current == 1 and not (self.pruned and self.visit > 1)
         if self.pruned:
-            again = self.tasks.index(self.tasks[self.current - 1]) + 1 < len(self.tasks)
-            return torch.zeros_like(self.owner[name], dtype=torch.bool) if again else self.owner[name] == self.current
+            return (self.owner[name] == self.current) & (self.current == len(self.tasks))
         return self.owner[name] == 0
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -259,10 +272,10 @@ class PackNet(Method):
         known = task.name in self.tasks
         number_ = self.tasks.index(task.name) + 1 if known else 0
         whole = not known or (number_ == self.current and not self.pruned)
-        hidden = {} if whole else {n: (self.owner[n] > number_) | (self.owner[n] == 0) for n in self.owner}
-        values = {name: self.parameters[name].data for name in hidden if name in self.parameters}
+        values = {name: self.parameters[name].data for name in self.owner if not whole or name in self._whole}
         for name, value in values.items():
-            self.parameters[name].data = value.masked_fill(hidden[name], 0.0)
+            full = self._whole.get(name, value)
+            self.parameters[name].data = full.clone() if whole else self._hidden(name, number_, full)
         try:
             yield
         finally:
@@ -276,9 +289,11 @@ class PackNet(Method):
 
     def state_dict(self) -> State:
         """With the task that is being learned."""
-        return {**super().state_dict(), "current": self.current, "held": {n: v.clone() for n, v in self._held.items()}}
+        held = {"held": plainly(self._held), "whole": plainly(self._whole)}
+        return {**super().state_dict(), "current": self.current, **held}
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         super().load_state_dict(state)
-        self.current, self._held = state["current"], {name: value.clone() for name, value in state["held"].items()}
+        self.current = state["current"]
+        self._held, self._whole = dict(plainly(state["held"])), dict(plainly(state["whole"]))

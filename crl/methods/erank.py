@@ -11,7 +11,7 @@ from torch import Tensor
 from crl.core import Agent, State, Visit
 from crl.hidden import hidden
 from crl.linalg import CurvatureError, effective_rank_to_raise
-from crl.methods.method import Method, Term, number, one_of, own_pass, whole
+from crl.methods.method import Method, Term, averaged, length, number, one_of, own_pass, whole
 from crl.methods.shape import L2
 
 FEATURES = "features"
@@ -105,12 +105,13 @@ class ERank(Term):
             value.add_(part, alpha=self.lr)
         self.count("steps")
         self.count("rank", float(rank.detach()))
-        self.count("push", self.lr * sum(float(part.square().sum()) for _, part in parts) ** 0.5)
+        self.count("push", self.lr * float(length(part for _, part in parts)))
 
     def numbers(self) -> dict[str, float]:
         """The rank that its steps found, and how long they were: means."""
-        done = super().numbers()
-        return {k: v / max(done.get("steps", 1), 1) if k in ("rank", "push") else v for k, v in done.items()}
+        return (
+            averaged(super().numbers(), "rank") if self.how == "loss" else averaged(super().numbers(), "rank", "push")
+        )
 
 
 class L2ER(Method):
@@ -146,6 +147,11 @@ class L2ER(Method):
         self.agent = agent
         for part in self.parts.values():
             part.attach(agent)
+
+    def find_parameters(self) -> None:
+        """Both know the parameters."""
+        for part in self.parts.values():
+            part.find_parameters()
 
     def enter(self, visit: Visit) -> None:
         """A visit begins."""

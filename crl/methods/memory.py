@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, CrlError, State, Visit, aside, derive, facing
-from crl.methods.method import Method, Term, number, own_pass, plainly, whole
+from crl.methods.method import Method, Term, averaged, number, own_pass, plainly, whole
 
 MEMORY = "memory"
 FACE = 6  # the name of a random stream
@@ -71,7 +71,7 @@ class Remembering(Method):
     (unless `fixed`). Where boundaries are not announced every row may be rehearsed, with the answers of its moment.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("minibatch", "outputs", "remembers", "rehearse")
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs", "remembers", "rehearse")
     memory: ClassVar[tuple[str, ...]] = ("tasks",)
     fixed: ClassVar[bool] = False
 
@@ -236,6 +236,7 @@ class AGEM(Remembering):
             for g, r in pairs:
                 g.add_(r, alpha=-along / size)
             self.count("projected")
+            self.count("push", -along / size**0.5)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember."""
@@ -245,7 +246,7 @@ class AGEM(Remembering):
 class Taught(Term):
     """A term that compares with the agent as it was when the visit began."""
 
-    needs: ClassVar[tuple[str, ...]] = ("minibatch", "outputs", "distill")
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs", "distill")
     needs_boundaries = True
     memory: ClassVar[tuple[str, ...]] = ("teacher",)
 
@@ -390,10 +391,7 @@ class GenerativeReplay(Taught):
 
     def numbers(self) -> dict[str, float]:
         """The generator's mean loss too."""
-        done = super().numbers()
-        if "generator_loss" in done:
-            done["generator_loss"] /= done["generator_steps"]
-        return done
+        return averaged(super().numbers(), "generator_loss", over="generator_steps")
 
     def state_dict(self) -> State:
         """With the generator."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,7 @@ class Method:
     excludes: ClassVar[tuple[str, ...]] = ()
     memory: ClassVar[tuple[str, ...]] = ()
     needs_boundaries: ClassVar[bool] = False
+    one_head: ClassVar[bool] = False  # whether heads per task are refused
     idle: ClassVar[Mapping[str, Any]] = {}  # the options with which it changes nothing
 
     agent: Any
@@ -201,7 +202,7 @@ class Term(Addition):
     (the head of an earlier task) gets it just before the step. One that is not finite is left out, and counted.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("minibatch", "outputs")
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs")
 
     def __init__(self, strength: float) -> None:
         super().__init__(strength)
@@ -242,14 +243,24 @@ class Term(Addition):
             return {}
         self.count("steps")
         self.count("loss", float(loss.detach()) * self.strength)
+        self.count("push", float(length(parts.values())))
         return parts
 
     def numbers(self) -> dict[str, float]:
-        """The mean of its loss since it was last asked, beside what it did."""
+        """The means of its loss and of the length of its gradient since it was last asked, beside what it did."""
         done = super().numbers()
-        if "loss" in done:
-            done["loss"] /= done["steps"]
-        return done
+        return averaged(done, "loss", "push")
+
+
+def averaged(done: dict[str, float], *names: str, over: str = "steps") -> dict[str, float]:
+    """Sums over steps as means."""
+    times = max(done.get(over, 1), 1)
+    return {name: value / times if name in names else value for name, value in done.items()}
+
+
+def length(parts: Iterable[Tensor]) -> Tensor:
+    """The norm of many tensors as one vector."""
+    return torch.stack([part.square().sum() for part in parts]).sum().sqrt()
 
 
 def plainly(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, CrlError, State, Visit, optimizers_of
-from crl.methods.method import Method, number, one_of, whole
+from crl.methods.method import Method, length, number, one_of, whole
 from crl.methods.units import Units, Watch, Young, chains_of, draw, replace_part, units_of, weighted
 
 RENEWAL = "renewal"
@@ -67,17 +67,19 @@ class ShrinkPerturb(FirstWeights):
     def _act(self, parameters: Mapping[str, nn.Parameter]) -> None:
         if self.keep == 1.0 and self.noise == 0.0:
             return
+        before = {name: parameter.clone() for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             parameter.mul_(self.keep)
             if self.noise:
                 parameter.add_(draw(self.first[name], parameter.shape, self.generator), alpha=self.noise)
         self.count("times")
+        self.count("push", float(length(parameters[name] - old for name, old in before.items())))
 
 
 class Renewal(FirstWeights):
     """A method that begins single units anew, young in their optimizer."""
 
-    needs = ("chains",)
+    needs = ("model", "optimizers", "chains")
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +98,7 @@ class Renewal(FirstWeights):
         super().enter(visit)
         found = {layer.name: layer for layer in units_of(self.agent)}
         self.layers = [found[layer.name] for layer in self.layers]
+        self.watch.follow(self.layers)
         self.names = {id(part): name for name, part in self.agent.model.named_modules()}
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -285,8 +288,9 @@ class HeadReset(FirstWeights):
     """The last `layers` layers get their first weights back at each new visit (Nikishin et al. 2022); moments go."""
 
     family = RENEWAL
-    needs: ClassVar[tuple[str, ...]] = ("chains",)
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "chains")
     needs_boundaries = True
+    one_head = True
     idle: ClassVar[Mapping[str, Any]] = {"layers": 0}
 
     def __init__(self, layers: int = 1) -> None:
@@ -322,7 +326,8 @@ class HeadReset(FirstWeights):
 class Reset(HeadReset):
     """All weights get their first values back at each new visit, and moments go: a new learner for each."""
 
-    needs = ()
+    needs = ("model", "optimizers")
+    one_head = False
     excludes = (*STRUCTURAL, "head_reset", "plasticity_injection")
     idle: ClassVar[Mapping[str, Any]] = {}
 
@@ -343,8 +348,9 @@ class PlasticityInjection(FirstWeights):
     """
 
     family = RENEWAL
-    needs = ("chains", "rebuilt")
+    needs = ("model", "optimizers", "chains", "rebuilt")
     needs_boundaries = True
+    one_head = True
     excludes = (*STRUCTURAL, "reset", "head_reset", "redo", "cbp")
     memory: ClassVar[tuple[str, ...]] = ("first", "injected")
     idle: ClassVar[Mapping[str, Any]] = {"visit": 10**9}
@@ -375,8 +381,6 @@ class PlasticityInjection(FirstWeights):
     def enter(self, visit: Visit) -> None:
         """Once."""
         super().enter(visit)
-        if visit.rules.head == "per_task":
-            raise CrlError("plasticity_injection does not go with boundary.head: per_task")
         if visit.index == self.when and not self.injected:
             self.inject(self.agent, fresh=True)
             self.find_parameters()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, CrlError
-from crl.methods.method import Method, Penalty, number
+from crl.methods.method import Method, Penalty, length, number
 from crl.methods.units import NORMS, chains_of, weighted
 
 WEIGHTS = "weights"
@@ -50,8 +50,8 @@ class WeightDecay(Method):
                     parameter.mul_(1 - group["lr"] * self.strength)
 
     def measures(self) -> dict[str, float]:
-        """Half the squared norm of what is shrunk."""
-        return {"norm": sum(float(p.square().sum()) for p in self.parameters.values()) ** 0.5}
+        """How far a step shrinks, at a learning rate of 1."""
+        return {"push": self.strength * float(length(self.parameters.values()))}
 
 
 class FromFirst(Penalty):
@@ -163,7 +163,7 @@ class Parseval(Penalty):
     """strength * |W W^T - scale * I|^2 of hidden layers: rows stay orthogonal (Chung et al. 2024, RLC)."""
 
     family = WEIGHTS
-    needs = ("chains",)
+    needs = ("model", "optimizers", "chains")
 
     def __init__(self, strength: float = 1e-3, scale: float = 2.0) -> None:
         super().__init__(strength)
@@ -214,7 +214,7 @@ class SpectralNorm(Limit):
     """
 
     family = WEIGHTS
-    needs = ("chains",)
+    needs = ("model", "optimizers", "chains")
     memory: ClassVar[tuple[str, ...]] = ("directions",)
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,8 +111,16 @@ class Watch:
     def __init__(self, layers: Iterable[Units]) -> None:
         self.on = True
         self.seen: dict[str, Tensor] = {}
+        self._gates: set[int] = set()
+        self.follow(layers)
+
+    def follow(self, layers: Iterable[Units]) -> None:
+        """Watch these too: what reads a layer may be another module by now."""
         for layer in layers:
-            layer.gate.register_forward_pre_hook(lambda part, inputs, name=layer.name: self._catch(name, part, inputs))
+            if id(layer.gate) not in self._gates:
+                self._gates.add(id(layer.gate))
+                catch = functools.partial(self._catch, layer.name)
+                layer.gate.register_forward_pre_hook(catch)
 
     def _catch(self, name: str, part: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.on and part.training and torch.is_grad_enabled() and not own_passes():
