@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.nets import ACTIVATIONS, DOUBLING, Shape
 from agents.optimizers import find
-from agents.options import known
+from agents.options import known, policy_kwargs
 from crl.core import Array, CrlError, Experience, Interface, State, Visit
 
 TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015; Li and Hoiem 2016)
@@ -35,7 +35,7 @@ class Classifier:
         if not isinstance(interface.action, spaces.Discrete) or not isinstance(interface.observation, spaces.Box):
             raise CrlError("agent classifier: it sees a vector of numbers and answers with one of several classes")
         self.interface, self.device = interface, torch.device(device)
-        known("agent.net", net or {}, ("hidden", "activation", "norm"))
+        policy_kwargs(interface, net or {}, {})  # refuses what there is not
         own = dict(optimizer or {})
         torch.manual_seed(seed)
         self.model = _mlp(interface, net or {}).to(self.device)

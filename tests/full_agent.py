@@ -22,6 +22,7 @@ class FullAgent:
             parts += [nn.Linear(inputs, outputs), *norm, nn.Tanh()]
         self.model = nn.Sequential(*parts, nn.Linear(widths[-1], interface.action.n + 1))
         self.optimizers = [optim.Adam(self.model.parameters(), learning_rate)]
+        self.minibatch = {}
         self.seen, self.length = 0, 1
 
     @property

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from crl.bench import curvature, rl
+from crl import build, config
+from crl.bench import curvature, methods, rl, study
 from crl.core import CrlError
 
 
@@ -53,3 +56,28 @@ def test_the_agents_case_has_the_loss_that_is_trained() -> None:
 def test_a_missing_peer_is_one_line() -> None:
     with pytest.raises(CrlError, match="pip install curvlinops-for-pytorch"):
         curvature.main()
+
+
+def test_the_methods_bench_compares_side_by_side() -> None:
+    found = methods.compare(("l2", [{"use": "l2"}], {}, {}), 4_096, 1)
+    assert len(found["time_ratio"]) == 1 and 0.3 < found["time_ratio"][0] < 3
+    assert {name for name, *_ in methods.cases()} > {*build.METHODS, "l2_er, idle", "optimizer trac"}
+
+
+def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "forgetting.yaml"
+    tasks = [{"env": "CartPole-v1", "steps": 64, "name": name} for name in ("one", "two")]
+    small = {"use": "ppo", "n_steps": 16, "batch_size": 16, "net": {"hidden": [4]}}
+    source.write_text(yaml.safe_dump({"tasks": [tasks[0], {**tasks[1], "wrappers": ["permute_observation"]}],
+                                      "agent": small, "engine": {"envs": 2}, "monitors": [],
+                                      "evaluation": {"episodes": 1}}))  # fmt: skip
+    monkeypatch.setattr(config, "find_config", lambda name: source)
+    arms = {"plain": study.Arm(), "replay": study.Arm([{"use": "replay"}])}
+    monkeypatch.setitem(study.STUDIES, "forgetting", arms)
+    first = json.loads(study.main("forgetting", seeds=2, out=str(tmp_path), as_json=True))
+    assert [len(runs) for runs in first["arms"].values()] == [2, 2]
+    assert {"average", "forgetting", "after_one", "end_one"} <= set(first["arms"]["replay"][0])
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl"))
+    shown = study.main("forgetting", seeds=2, out=str(tmp_path))
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")) == before
+    assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 4

@@ -2,27 +2,40 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import stable_baselines3 as sb3
+from gymnasium import spaces
 
 import crl
+from agents.adapt import adapt
+from agents.classifier import Classifier
+from agents.dqn import DQN
+from agents.ppo import PPO
 from crl import build, config
 from crl.cli import main
+from crl.core import CrlError, Interface
 from crl.metrics import summary
+from crl.testing import check_method
+from tests.my_agent import MyAgent
+from tests.my_method import Prune
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(config.CONFIGS.glob("*.yaml"))
 TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
-TINY += [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
+HESSIAN = [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
-    count = len(config.read(path).tasks)
+    read = config.read(path)
+    count = len(read.tasks)
+    look = HESSIAN if read.monitors[0]["use"] == "hessian" else []
     kwargs = [(f"tasks.{i}.kwargs", {"max_episode_steps": 20}) for i in range(count)]
     steps = [(f"tasks.{i}.steps", 32) for i in range(count)]
-    run = crl.train(path, out=tmp_path, changes=(*TINY, *kwargs, *steps))
+    run = crl.train(path, out=tmp_path, changes=(*TINY, *look, *kwargs, *steps))
     visits = len(build.build(run.experiment).order)
     assert run.matrix.shape == (visits + 1, len(run.tasks)) and np.isfinite(run.matrix).all()
     assert run.manifest["status"] == "finished" and len(list((run.path / "checkpoints").iterdir())) == visits + 1
@@ -64,7 +77,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_eval_repeats_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = crl.train({"tasks": [{"env": "CartPole-v1", "steps": 32}]}, out=tmp_path, changes=(*TINY,))
+    run = crl.train({"tasks": [{"env": "CartPole-v1", "steps": 32}]}, out=tmp_path, changes=(*TINY, *HESSIAN))
     assert main(["eval", str(run.path)]) == 0
     assert f"{run.matrix[1, 0]:.3f}" in capsys.readouterr().out
 
@@ -79,13 +92,13 @@ def test_unannounced_boundaries_are_not_heard(tmp_path: Path, monkeypatch: pytes
     for announced, expected in ((True, [1, 2]), (False, [1])):
         heard.clear()
         data = {"name": str(announced), "tasks": tasks, "boundary": {"announced": announced}}
-        crl.train(data, out=tmp_path, changes=(*TINY,))
+        crl.train(data, out=tmp_path, changes=(*TINY, *HESSIAN))
         assert heard == expected
 
 
 def test_records_hold_the_metrics_of_the_matrix(tmp_path: Path) -> None:
     data = {"tasks": [{"env": "CartPole-v1", "steps": 32}, {"env": "Acrobot-v1", "steps": 32}], "repeat": 2}
-    run = crl.train(data, out=tmp_path, changes=(*TINY,))
+    run = crl.train(data, out=tmp_path, changes=(*TINY, *HESSIAN))
     last = {record.name: record.value for record in run.records if record.visit == 4}
     for name, metric in summary(run.matrix, [0, 1, 0, 1]).items():
         assert last[f"metrics/{name}"] == pytest.approx(metric.value, nan_ok=True)
@@ -109,6 +122,54 @@ def test_the_readmes_spectrum_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [block for block in blocks if "hessian_spectrum" in block]
     exec(block, {})
     assert "Estimate(value=" in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_tested_method() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert (ROOT / "tests" / "my_method.py").read_text() in blocks
+    check_method(Prune())
+
+
+def test_the_readmes_table_of_methods_is_what_agents_accept() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.search(r"\| \| PPO \| DQN .*?\n\n", text, re.DOTALL)
+    assert rows
+    table = {
+        tuple(re.findall("`([a-z0-9_]+)`", row.split("|")[1])): row.split("|")[2:] for row in rows[0].split("\n")[2:-2]
+    }
+    assert sorted(name for names in table for name in names) == sorted(build.METHODS)
+    seen = Interface(spaces.Box(-1, 1, (4,)), spaces.Discrete(3), envs=4)
+    others = {"chains": sb3.A2C, "none": sb3.SAC}
+    agents = [PPO(seen, 0, "cpu"), DQN(seen, 0, "cpu"), Classifier(seen, 0, "cpu"), MyAgent(seen, 0, "cpu")]
+    for names, cells in table.items():
+        for name in names:
+            needed = re.findall("`([a-z]+)`", cells[3])
+            wanted = ["with `net" not in cells[0]] * 3 + [
+                set(needed) <= {"model", "optimizer", "chains"} and "norm" not in cells[3]
+            ]
+            assert [accepted(name, agent) for agent in agents] == wanted, name
+            for part, algorithm in others.items():
+                box = Interface(seen.observation, spaces.Box(-1, 1, (2,)), envs=1) if part == "none" else seen
+                said = wanted[3] and (part == "chains" or "chains" not in needed)
+                if "rebuilt" not in needed and "progress" not in needed:
+                    assert accepted(name, adapt(algorithm)(box, 0, "cpu")) == said, (name, part)
+
+
+def accepted(name: str, agent: Any) -> bool:
+    experiment = config.read({"tasks": [{"env": "CartPole-v1", "steps": 1}], "methods": [name]})
+    try:
+        return bool(build.build_methods(experiment, agent))
+    except CrlError as error:
+        assert str(error).startswith("methods.0: ") and "\n" not in str(error)
+        return False
+
+
+def test_methods_are_listed_with_source_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods"]) == 0
+    said = capsys.readouterr().out
+    for name in build.METHODS:
+        assert re.search(rf"^{name} +\[[a-z]+\] ", said, re.MULTILINE), name
+    assert "strength: 0.001" in said and "Kirkpatrick" in said and "trac" in said
 
 
 def test_ci_runs_the_readmes_test_line() -> None:

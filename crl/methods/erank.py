@@ -62,9 +62,10 @@ class ERank(Term):
         """As a term: minus the rank, on every so manieth step."""
         if not self._due_now(self.steps + 1):
             return None
-        self._remember(self.agent.minibatch["obs"], keep=False)
+        before = list(self.block)
+        self._remember(self.agent.minibatch["obs"])
         rank = self.rank()
-        self.block = self.block[:-1]
+        self.block = before
         self.count("rank", float(rank.detach()))
         return -rank
 
@@ -80,10 +81,10 @@ class ERank(Term):
     def _due_now(self, step: int) -> bool:
         return step % int(self.every) == 0
 
-    def _remember(self, inputs: Tensor, keep: bool = True) -> None:
+    def _remember(self, inputs: Tensor) -> None:
         self.block.append(inputs)
         excess = sum(map(len, self.block)) - self.samples
-        while keep and excess > 0:
+        while excess > 0:
             if len(self.block[0]) <= excess:
                 excess -= len(self.block.pop(0))
             else:

@@ -100,7 +100,7 @@ class Remembering(Method):
         if not len(chosen):
             return
         rows = {name: minibatch[name][chosen.to(minibatch[name].device)] for name in self.agent.remembers}
-        with torch.no_grad():
+        with own_pass(self.agent), torch.no_grad():
             rows["outputs"] = self.agent.outputs(rows).detach()
         made = rows["outputs"]
         rows["visit"] = torch.full((len(chosen),), self.visit, device=made.device)
@@ -114,7 +114,7 @@ class Remembering(Method):
             return
         rows = self.reservoir.rows
         own = torch.nonzero(rows["visit"][: len(self.reservoir)] == visit.index)[:, 0]
-        with aside(derive(visit.seed, FACE)), facing(self.agent, visit.task), torch.no_grad():
+        with aside(derive(visit.seed, FACE)), facing(self.agent, visit.task), own_pass(self.agent), torch.no_grad():
             for part in torch.split(own, 1024):  # type: ignore[no-untyped-call]
                 rows["outputs"][part] = self.agent.outputs({n: rows[n][part] for n in self.agent.remembers})
 
@@ -428,7 +428,7 @@ class VAE(nn.Module):
         """Minus the evidence bound, a nat a number: squared error with unit variance, and the KL to the prior."""
         if not self.begun:
             self.mean.copy_(x.mean(0))
-            self.scale.copy_(x.std(0) + 1e-3)
+            self.scale.copy_(x.std(0, correction=0) + 1e-3)
             self.begun.fill_(1)
         scaled = (x - self.mean) / self.scale
         centre, spread = self.encoder(scaled).chunk(2, 1)

@@ -152,17 +152,17 @@ class Addition(Method):
     def __init__(self, strength: float) -> None:
         super().__init__()
         self.strength = number("strength", strength, 0.0)
-        self._hooked: set[int] = set()
+        self._named: dict[int, str] = {}  # by id: a head that is wrapped has another name from then on
 
     def find_parameters(self) -> None:
         """Also hook into those that were not there before."""
         super().find_parameters()
         for name, parameter in self.parameters.items():
-            if self.strength and id(parameter) not in self._hooked:
-                self._hooked.add(id(parameter))
+            if self.strength and id(parameter) not in self._named:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    lambda p, name=name: self._timed(self.push, name, p)
+                    lambda p: self._timed(self.push, self._named[id(p)], p)
                 )
+            self._named[id(parameter)] = name
 
     def push(self, name: str, parameter: nn.Parameter) -> None:
         """A parameter's gradient has been computed: add to it."""

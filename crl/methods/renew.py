@@ -376,7 +376,7 @@ class PlasticityInjection(FirstWeights):
                 raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
             if any(True for _ in part.parameters()) and not isinstance(part, nn.Linear):
                 raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
-        return made[-self.layers :], chain[-1]
+        return made[-self.layers :], made[-1]
 
     def enter(self, visit: Visit) -> None:
         """Once."""

@@ -301,10 +301,9 @@ class NormalizeAndProject(Limit):
 
 def hidden_weights(agent: Any) -> set[str]:
     """The names of the weights of all but the last layer of each chain."""
-    chains = chains_of(agent) or []
-    layers = [name for chain in chains for name in chain if weighted(agent.model.get_submodule(name))]
-    last = {chain[-1] for chain in chains}
-    return {f"{name}.weight" for name in layers if name not in last}
+    part = agent.model.get_submodule
+    made = [[n for n in chain if any(map(weighted, part(n).modules()))] for chain in chains_of(agent) or []]
+    return {f"{name}.weight" for chain in made for name in chain[:-1] if weighted(part(name))}
 
 
 def first_direction(weight: Tensor, generator: torch.Generator) -> Tensor:
