@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.nets import bare_copy
-from agents.sb3 import OffPolicy, named
+from agents.sb3 import OffPolicy, SB3Agent, named
 from crl.core import Experience
 
 Batch = Mapping[str, Tensor]
@@ -117,7 +117,7 @@ class DQN(OffPolicy):
 
     def rebuilt(self) -> None:
         """The network has grown: the target network is made anew from it."""
-        super().rebuilt()
+        SB3Agent.rebuilt(self)  # the target network may be of another structure yet
         policy = self.algo.policy
         policy.q_net_target = self.algo.q_net_target = bare_copy(policy.q_net)
         policy.q_net_target.set_training_mode(False)

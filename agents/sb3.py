@@ -425,6 +425,16 @@ class OffPolicy(SB3Agent):
         self._since_train = 0
         self._filled_from = 0  # num_timesteps when the buffer was last emptied
 
+    def rebuilt(self) -> None:
+        """The model is another: its new parameters are to be learned, and target networks begin from it."""
+        super().rebuilt()
+        for name, target in self.algo.policy.named_children():
+            if name.endswith("_target"):
+                target.load_state_dict(getattr(self.algo.policy, name.removesuffix("_target")).state_dict())
+
+    def _plastic(self) -> Iterator[nn.Parameter]:
+        return (value for name, value in self.model.named_parameters() if "_target." not in name)
+
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """SB3's exploration while training, its `predict` while evaluating."""
         seen = self._seen(obs)

@@ -157,7 +157,7 @@ class Agent(Protocol):
     batch)` weighs outputs where the objective is not convex in them, `divergence(before, after)` says by name how
     far each sample's outputs moved.
 
-    Methods use, beside these: `minibatch`, the batch whose step is about to happen; `chains`, lists of module names
+    Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`, lists of module names
     from what is seen to what is answered, in order (read off a model that is an `nn.Sequential`); `progress`, the share
     of the visit that is over; `epoch`, how many steps of the optimizer go once through the data at hand;
     `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher; `rehearse(batch)`, the mean loss

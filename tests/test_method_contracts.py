@@ -305,8 +305,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in REFUSED[-1][-1]])
-@pytest.mark.parametrize("agent", OTHERS)
+TRIED = [("SAC", name) for name in METHODS if name not in REFUSED[-1][-1]]
+TRIED += [(agent, name) for agent in ("TD3", "QRDQN", "CrossQ") for name in ("reset", "l2")]
+
+
+@pytest.mark.parametrize(("agent", "name"), TRIED)
 def test_what_other_agents_accept_acts_and_resumes(agent: str, name: str) -> None:
     env = A if agent == "QRDQN" else PENDULUM[0]
     tasks = [{**env, "steps": 24, "name": name} for name in ("a", "b", "c")]

@@ -47,6 +47,20 @@ PAUSE = (
 )
 
 
+METHODS: dict[str, list[Any]] = {  # of every kind that remembers; intervals that do not divide a tick
+    "ppo": [
+        {"use": "l2_er", "every": 3, "samples": 40},
+        {"use": "redo", "every": 7},
+        {"use": "replay", "batch": 16, "size": 90},
+        {"use": "ewc", "samples": 8},
+    ],
+    "dqn": [
+        {"use": "cbp", "rate": 0.01, "maturity": 5},
+        "si",
+        "lwf",
+        {"use": "agem", "batch": 16, "size": 90, "every": 3},
+    ],
+}
 REMEMBER = ["norms", "weight_rank", "drift", "churn"]  # the monitors that have a state
 
 
@@ -58,6 +72,7 @@ def config(agent: str, folder: Path) -> Path:
         "engine": {"envs": 3},
         "evaluation": {"episodes": 3, "every": 1000},
         "boundary": {"head": "per_task"},
+        "methods": METHODS[agent],
         "monitors": [*REMEMBER, {"use": "hessian", "of": "all", "probes": 1, "steps": 5, "samples": 24}],
     }
     path = folder / "walk.yaml"

@@ -138,7 +138,7 @@ class OnlineEWC(EWC):
     def anchor(self, visit: Visit, importance: Mapping[str, Tensor]) -> None:
         """One anchor for all."""
         before = self.anchors.get("all", {}).get("importance", {})
-        names = set(before) | set(importance)
+        names = (set(before) | set(importance)) & set(self.parameters)
         zero = {name: torch.zeros_like(self.parameters[name]) for name in names}
         merged = {n: self.decay * before.get(n, zero[n]) + importance.get(n, zero[n]) for n in sorted(names)}
         values = {name: self.parameters[name].detach().clone() for name in merged}

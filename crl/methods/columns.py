@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crl.core import Agent, CrlError, NotYet, State, Task, Visit, add_facing
 from crl.methods.method import Method, number, plainly
-from crl.methods.units import chains_of, draw, replace_part
+from crl.methods.units import bare_linear, chains_of, draw, replace_part
 
 ARCHITECTURE = "architecture"
 
@@ -29,7 +29,7 @@ class Progressive(Method):
     needs_boundaries = True
     one_head = True  # it has an answer for each task already
     excludes = ("packnet", "ewc", "online_ewc", "si", "mas", "spectral_norm", "parseval", "spectral", "weight_clip",
-                "normalize_and_project", "wasserstein", "l2_init")  # fmt: skip
+                "normalize_and_project", "wasserstein", "l2_init", "lwf", "generative_replay")  # fmt: skip
     memory: ClassVar[tuple[str, ...]] = ("tasks", "first")
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Columns(nn.Module):
         self.columns.requires_grad_(self.last)
         one: Any = self.columns[0]
         inputs = one.in_features * (1 if self.first else len(self.columns) + 1)
-        column = nn.Linear(inputs, one.out_features, bias=one.bias is not None).to(one.weight)
+        column = bare_linear(one, inputs)
         self.columns.append(column)
         self.current = len(self.columns) - 1
         return column

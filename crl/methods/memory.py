@@ -333,6 +333,7 @@ class GenerativeReplay(Taught):
     """
 
     family = MEMORY
+    needs = (*Taught.needs, "interface")
     memory: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crl.core import Agent, CrlError, State, Visit, optimizers_of
 from crl.methods.method import Method, length, number, one_of, whole
-from crl.methods.units import Units, Watch, Young, chains_of, draw, replace_part, units_of, weighted
+from crl.methods.units import Units, Watch, Young, bare_linear, chains_of, draw, replace_part, units_of, weighted
 
 RENEWAL = "renewal"
 STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
@@ -392,7 +392,7 @@ class PlasticityInjection(FirstWeights):
             names, last = self._check(agent, chain)
             for name in names:
                 old = agent.model.get_submodule(name)
-                live = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None).to(old.weight)
+                live = bare_linear(old, old.in_features)
                 if fresh:
                     _fill(live, {kind: self.first[f"{name}.{kind}"] for kind, _ in old.named_parameters()}, self)
                 beside = Beside(old, live, first=name == names[0], last=name == last)
@@ -418,7 +418,7 @@ class Beside(nn.Module):
     def __init__(self, old: nn.Linear, live: nn.Linear, first: bool, last: bool) -> None:
         super().__init__()
         self.old, self.live = old, live
-        self.still = nn.Linear(live.in_features, live.out_features, bias=live.bias is not None).to(live.weight)
+        self.still = bare_linear(live, live.in_features)
         self.still.load_state_dict(live.state_dict())
         self.old.requires_grad_(False)
         self.still.requires_grad_(False)

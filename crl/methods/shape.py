@@ -231,7 +231,7 @@ class SpectralNorm(Limit):
         """The walk begins with weights that are in their limits."""
         super().enter(visit)
         with torch.no_grad():
-            for name in self.directions:
+            for name in self.directions.keys() & self.parameters.keys():
                 self.put_back(name, self.parameters[name])
 
     def put_back(self, name: str, parameter: nn.Parameter) -> float:

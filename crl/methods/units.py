@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,8 +169,12 @@ class Young:
             if parameter.grad is None or "step" not in state:
                 continue
             ages[ages >= 0] += 1
-            factor = young_factor(ages, float(state["step"]), *_betas(optimizer, parameter))
-            parameter.copy_(torch.where(ages > 0, old + (parameter - old) * factor, parameter))
+            group = _group(optimizer, parameter)
+            size = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+            factor = young_factor(ages, float(state["step"]), size, *group["betas"], group.get("eps", 0.0))
+            decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
+            start = old * (1 - decay)  # what decays does so at any age
+            parameter.copy_(torch.where(ages > 0, start + (parameter - start) * factor, parameter))
             ages[ages >= 10_000] = -1
             if not (ages >= 0).any():
                 del self.ages[name]
@@ -186,15 +189,20 @@ class Young:
         self.ages = dict(plainly(state))
 
 
-def young_factor(ages: Tensor, steps: float, b1: float, b2: float) -> Tensor:
+def young_factor(ages: Tensor, steps: float, size: Tensor, b1: float, b2: float, eps: float) -> Tensor:
     """How much further a new Adam would have moved; 1 where a number is as old as its tensor or older."""
-    age = ages.clamp(min=1).double()
-    factor = (1 - b1**steps) / (1 - b1**age) * torch.sqrt((1 - b2**age) / (1 - b2**steps))
+    age, size = ages.clamp(min=1).double(), size.double()
+    old, new = (size / (1 - b2**steps)).sqrt() + eps, (size / (1 - b2**age)).sqrt() + eps
+    factor = (1 - b1**steps) / (1 - b1**age) * old / new.clamp(min=1e-300)
     return torch.where(age < steps, factor, torch.ones_like(factor)).float()
 
 
-def _betas(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[float, float]:
-    groups = itertools.chain(optimizer.param_groups)
-    group = next(g for g in groups if any(value is parameter for value in g["params"]))
-    b1, b2 = group["betas"]
-    return float(b1), float(b2)
+def _group(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    return next(g for g in optimizer.param_groups if any(value is parameter for value in g["params"]))
+
+
+def bare_linear(like: Any, inputs: int) -> nn.Linear:
+    """A linear layer as `like` but for what it reads, not filled yet, so that no random stream moves."""
+    kind = {"device": like.weight.device, "dtype": like.weight.dtype}
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, like.out_features, bias=like.bias is not None, **kind)
+    return layer
