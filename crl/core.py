@@ -157,12 +157,13 @@ class Agent(Protocol):
     batch)` weighs outputs where the objective is not convex in them, `divergence(before, after)` says by name how
     far each sample's outputs moved.
 
-    Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`, lists of module names
-    from what is seen to what is answered, in order (read off a model that is an `nn.Sequential`); `progress`, the share
-    of the visit that is over; `epoch`, how many steps of the optimizer go once through the data at hand;
-    `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher; `rehearse(batch)`, the mean loss
-    of a replayed batch, whose rows hold what of the minibatch `remembers` names, and their `outputs` of then; and
-    `rebuilt()`, called when the model has grown, which has the new parameters learned and target networks made anew.
+    Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`,
+    lists of module names from what is seen to what is answered, in order (read off a model that is an
+    `nn.Sequential`); `progress`, the share of the visit that is over; `epoch`, how many steps of the optimizer go
+    once through the data at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher;
+    `rehearse(batch)`, the mean loss of a replayed batch, whose rows hold what of the minibatch `remembers` names,
+    and their `outputs` of then; and `rebuilt()`, called when the model has grown, which has the new parameters
+    learned and target networks made anew.
     """
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:

@@ -276,12 +276,8 @@ def plainly(value: Any) -> Any:
 
 def number(name: str, value: Any, least: float, most: float = float("inf")) -> float:
     """Refuse what is not a number in a range."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not least <= value <= most
-        or value == float("inf")
-    ):
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    if not fits or value == float("inf"):
         limit = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
         raise CrlError(f"{name}: {value!r} is not a number {limit}")
     return float(value)

@@ -171,7 +171,8 @@ class Young:
             ages[ages >= 0] += 1
             group = _group(optimizer, parameter)
             size = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-            factor = young_factor(ages, float(state["step"]), size, *group["betas"], group.get("eps", 0.0))
+            b1, b2 = group["betas"]
+            factor = young_factor(ages, float(state["step"]), size, b1, b2, group.get("eps", 0.0))
             decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay") else 0.0
             start = old * (1 - decay)  # what decays does so at any age
             parameter.copy_(torch.where(ages > 0, start + (parameter - start) * factor, parameter))
@@ -204,5 +205,6 @@ def _group(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[st
 def bare_linear(like: Any, inputs: int) -> nn.Linear:
     """A linear layer as `like` but for what it reads, not filled yet, so that no random stream moves."""
     kind = {"device": like.weight.device, "dtype": like.weight.dtype}
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, like.out_features, bias=like.bias is not None, **kind)
+    make: Any = nn.utils.skip_init
+    layer: nn.Linear = make(nn.Linear, inputs, like.out_features, bias=like.bias is not None, **kind)
     return layer
