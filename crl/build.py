@@ -59,7 +59,7 @@ METHODS = {
     "cbp": "crl.methods.renew.CBP",
     "head_reset": "crl.methods.renew.HeadReset",
     "reset": "crl.methods.renew.Reset",
-    "plasticity_injection": "crl.methods.renew.PlasticityInjection",
+    "plasticity_injection": "crl.methods.injection.PlasticityInjection",
     "progressive": "crl.methods.columns.Progressive",
     "packnet": "crl.methods.columns.PackNet",
     "ewc": "crl.methods.anchors.EWC",
@@ -68,7 +68,7 @@ METHODS = {
     "mas": "crl.methods.anchors.MAS",
     "lwf": "crl.methods.memory.LwF",
     "replay": "crl.methods.memory.Replay",
-    "generative_replay": "crl.methods.memory.GenerativeReplay",
+    "generative_replay": "crl.methods.generative.GenerativeReplay",
     "agem": "crl.methods.memory.AGEM",
     "der": "crl.methods.memory.DER",
 }

@@ -20,7 +20,7 @@ from crl.build import METHODS
 from crl.cli import main
 from crl.core import CrlError, Experience, Interface, Score, Tick, aside, derive, random_state, set_random_state
 from crl.methods.columns import Columns
-from crl.methods.renew import Beside
+from crl.methods.injection import Beside
 from crl.methods.units import NORMS, Young
 from crl.opened import restore
 from tests.full_agent import FullAgent

@@ -28,8 +28,10 @@ from crl.linalg.ranks import effective_rank_to_raise
 from crl.methods.anchors import EWC, MAS, SI, OnlineEWC
 from crl.methods.columns import Columns, PackNet, Progressive
 from crl.methods.erank import L2ER, ERank
-from crl.methods.memory import AGEM, DER, VAE, GenerativeReplay, LwF, Replay, Reservoir
-from crl.methods.renew import CBP, Beside, HeadReset, PlasticityInjection, ReDo, Reset, ShrinkPerturb
+from crl.methods.generative import VAE, GenerativeReplay
+from crl.methods.injection import Beside, PlasticityInjection
+from crl.methods.memory import AGEM, DER, LwF, Replay, Reservoir
+from crl.methods.renew import CBP, HeadReset, ReDo, Reset, ShrinkPerturb
 from crl.methods.shape import (
     L2,
     L2Init,

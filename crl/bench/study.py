@@ -50,7 +50,7 @@ STUDIES: dict[str, dict[str, Arm]] = {
         "plain": Arm(),
         "ewc": Arm([{"use": "ewc"}]),
         "replay": Arm([{"use": "replay"}]),
-        "lwf": Arm([{"use": "lwf"}]),
+        "lwf": Arm([{"use": "lwf", "strength": 0.1}]),
         "agem": Arm([{"use": "agem"}]),
     },
 }

@@ -144,6 +144,20 @@ class Method:
         self.seconds += time.perf_counter() - began
 
 
+class FromFirst(Method):
+    """A method that knows the first weights: what comes later has its first weights then."""
+
+    memory: ClassVar[tuple[str, ...]] = ("first",)
+    first: dict[str, Tensor]
+
+    def find_parameters(self) -> None:
+        """Keep those that were not there before."""
+        super().find_parameters()
+        self.first = getattr(self, "first", {})
+        for name, parameter in self.parameters.items():
+            self.first.setdefault(name, parameter.detach().clone())
+
+
 class Addition(Method):
     """Whatever adds to the gradient as if it stood in the loss: subclasses write `push(name, parameter)`."""
 

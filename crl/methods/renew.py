@@ -1,49 +1,26 @@
-"""Renewing units: weights shrunk and perturbed, units or heads begun anew, and a head injected beside the old one."""
+"""Renewing units: weights shrunk and perturbed, single units, heads or all begun anew."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from crl.core import Agent, CrlError, State, Visit, optimizers_of
-from crl.methods.method import Method, length, number, one_of, whole
-from crl.methods.units import Units, Watch, Young, bare_linear, chains_of, draw, replace_part, units_of, weighted
+from crl.core import Agent, State, Visit, optimizers_of
+from crl.methods.method import FromFirst, length, number, one_of, whole
+from crl.methods.units import Units, Watch, Young, chains_of, draw, units_of, weighted
 
 RENEWAL = "renewal"
 STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
 
 
-class FirstWeights(Method):
-    """A method that draws new weights from the first ones."""
-
-    excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
-    memory: ClassVar[tuple[str, ...]] = ("first",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first: dict[str, Tensor] = {}
-
-    def find_parameters(self) -> None:
-        """What comes later has its first weights then."""
-        super().find_parameters()
-        for name, parameter in self.parameters.items():
-            self.first.setdefault(name, parameter.detach().clone())
-
-    def forget_moments(self, names: Any) -> None:
-        """These parameters begin anew in their optimizer too, its count of steps included."""
-        chosen = {id(self.parameters[name]) for name in names}
-        for optimizer in optimizers_of(self.agent):
-            for parameter in [p for p in optimizer.state if id(p) in chosen]:
-                del optimizer.state[parameter]
-
-
-class ShrinkPerturb(FirstWeights):
+class ShrinkPerturb(FromFirst):
     """w <- keep * w + noise * a draw from the first weights, at each new visit or every step (Ash and Adams 2020)."""
 
     family = RENEWAL
+    excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
     idle: ClassVar[Mapping[str, Any]] = {"keep": 1.0, "noise": 0.0}
 
     def __init__(self, keep: float = 0.4, noise: float = 0.1, every: str = "visit") -> None:
@@ -76,10 +53,11 @@ class ShrinkPerturb(FirstWeights):
         self.count("push", float(length(parameters[name] - old for name, old in before.items())))
 
 
-class Renewal(FirstWeights):
+class Renewal(FromFirst):
     """A method that begins single units anew, young in their optimizer."""
 
     needs = ("model", "optimizers", "chains")
+    excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,13 +262,14 @@ class CBP(Renewal):
             store[name][units] = 0
 
 
-class HeadReset(FirstWeights):
+class HeadReset(FromFirst):
     """The last `layers` layers get their first weights back at each new visit (Nikishin et al. 2022); moments go."""
 
     family = RENEWAL
     needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "chains")
     needs_boundaries = True
     one_head = True
+    excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
     idle: ClassVar[Mapping[str, Any]] = {"layers": 0}
 
     def __init__(self, layers: int = 1) -> None:
@@ -317,10 +296,17 @@ class HeadReset(FirstWeights):
         """First weights, no moments, and target networks made anew."""
         for name in names:
             self.parameters[name].copy_(self.first[name])
-        self.forget_moments(names)
+        self._forget_moments(names)
         if names and hasattr(self.agent, "rebuilt"):
             self.agent.rebuilt()
         self.count("reset", float(sum(self.parameters[name].numel() for name in names)))
+
+    def _forget_moments(self, names: Iterable[str]) -> None:
+        """These parameters begin anew in their optimizer too, its count of steps included."""
+        chosen = {id(self.parameters[name]) for name in names}
+        for optimizer in optimizers_of(self.agent):
+            for parameter in [p for p in optimizer.state if id(p) in chosen]:
+                del optimizer.state[parameter]
 
 
 class Reset(HeadReset):
@@ -337,95 +323,3 @@ class Reset(HeadReset):
     def chosen(self) -> list[str]:
         """All."""
         return list(self.parameters)
-
-
-class PlasticityInjection(FirstWeights):
-    """Before visit `visit`, new last layers are put beside the old, which freeze (Nikishin et al. 2023).
-
-    The answer becomes old(x) + new(x) - copy(x), where the copy is the new layers' first weights, frozen: at that step
-    nothing changes. `layers` is how many of the last layers that is; with one alone nothing would be won, since the sum
-    of linear layers is one linear layer.
-    """
-
-    family = RENEWAL
-    needs = ("model", "optimizers", "chains", "rebuilt")
-    needs_boundaries = True
-    one_head = True
-    excludes = (*STRUCTURAL, "reset", "head_reset", "redo", "cbp")
-    memory: ClassVar[tuple[str, ...]] = ("first", "injected")
-    idle: ClassVar[Mapping[str, Any]] = {"visit": 10**9}
-
-    def __init__(self, visit: int = 2, layers: int = 2) -> None:
-        super().__init__()
-        self.when, self.layers = whole("visit", visit, 2), whole("layers", layers, 2)
-        self.injected = False
-
-    def accepts(self, agent: Agent) -> None:
-        """The layers must be linear, with nothing between them that looks at several units at once."""
-        for chain in chains_of(agent) or []:
-            self._check(agent, chain)
-
-    def _check(self, agent: Any, chain: list[str]) -> tuple[list[str], str]:
-        parts = [(name, agent.model.get_submodule(name)) for name in chain]
-        made = [name for name, part in parts if weighted(part)]
-        if len(made) < self.layers:
-            raise CrlError(f"plasticity_injection: {self.layers} layers are asked for, and a chain has {len(made)}")
-        start = chain.index(made[-self.layers])
-        for name, part in parts[start:]:
-            if any(True for _ in part.children()) or getattr(part, "doubles", False):
-                raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
-            if any(True for _ in part.parameters()) and not isinstance(part, nn.Linear):
-                raise CrlError(f"plasticity_injection goes beside linear layers and activations only, not {name}")
-        return made[-self.layers :], made[-1]
-
-    def enter(self, visit: Visit) -> None:
-        """Once."""
-        super().enter(visit)
-        if visit.index == self.when and not self.injected:
-            self.inject(self.agent, fresh=True)
-            self.find_parameters()
-            self.count("injected")
-
-    def inject(self, agent: Any, fresh: bool) -> None:
-        """Put new layers beside the old."""
-        for chain in chains_of(agent) or []:
-            names, last = self._check(agent, chain)
-            for name in names:
-                old = agent.model.get_submodule(name)
-                live = bare_linear(old, old.in_features)
-                if fresh:
-                    _fill(live, {kind: self.first[f"{name}.{kind}"] for kind, _ in old.named_parameters()}, self)
-                beside = Beside(old, live, first=name == names[0], last=name == last)
-                replace_part(agent.model, name, beside)
-        agent.rebuilt()
-        self.injected = True
-
-    def rebuild(self, agent: Agent, state: State) -> None:
-        """After a resume: the structure, before its weights are loaded."""
-        if state["injected"]:
-            self.inject(agent, fresh=False)
-
-
-@torch.no_grad()
-def _fill(layer: nn.Linear, first: Mapping[str, Tensor], method: Method) -> None:
-    for kind, parameter in layer.named_parameters():
-        parameter.copy_(draw(first[kind], parameter.shape, method.generator))
-
-
-class Beside(nn.Module):
-    """Three linear layers side by side, of which one learns: what was, what is new, and what the new was at first."""
-
-    def __init__(self, old: nn.Linear, live: nn.Linear, first: bool, last: bool) -> None:
-        super().__init__()
-        self.old, self.live = old, live
-        self.still = bare_linear(live, live.in_features)
-        self.still.load_state_dict(live.state_dict())
-        self.old.requires_grad_(False)
-        self.still.requires_grad_(False)
-        self.first, self.last = first, last
-
-    def forward(self, x: Tensor) -> Tensor:
-        """All three answers side by side; at the end old + new - still."""
-        old, live, still = (x, x, x) if self.first else x.chunk(3, 1)
-        answers = self.old(old), self.live(live), self.still(still)
-        return answers[0] + answers[1] - answers[2] if self.last else torch.cat(answers, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, CrlError
-from crl.methods.method import Method, Penalty, length, number
+from crl.methods.method import FromFirst, Method, Penalty, length, number
 from crl.methods.units import NORMS, chains_of, weighted
 
 WEIGHTS = "weights"
@@ -54,23 +54,7 @@ class WeightDecay(Method):
         return {"push": self.strength * float(length(self.parameters.values()))}
 
 
-class FromFirst(Penalty):
-    """A penalty that compares with the first weights."""
-
-    memory: ClassVar[tuple[str, ...]] = ("first",)
-
-    def __init__(self, strength: float) -> None:
-        super().__init__(strength)
-        self.first: dict[str, Tensor] = {}
-
-    def find_parameters(self) -> None:
-        """What comes later has its first weights then."""
-        super().find_parameters()
-        for name, parameter in self.parameters.items():
-            self.first.setdefault(name, parameter.detach().clone())
-
-
-class L2Init(FromFirst):
+class L2Init(FromFirst, Penalty):
     """strength * |w - w0|^2, towards the first weights (Kumar et al. 2023, arXiv 2308.11958)."""
 
     family = WEIGHTS
@@ -87,7 +71,7 @@ class L2Init(FromFirst):
         return (value - self.first[name]).square().sum()
 
 
-class Wasserstein(FromFirst):
+class Wasserstein(FromFirst, Penalty):
     """strength * |sort(w) - sort(w0)|^2 in each parameter: its values as first, in any order (arXiv 2312.00246).
 
     Summed, as `l2_init` is; the published form is a mean, which makes the strength depend on the layer's size.

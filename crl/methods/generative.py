@@ -1,0 +1,135 @@
+"""Keeping memory without keeping data: a small generator makes up inputs, which the agent of before answers."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crl.core import Agent, CrlError, State, Visit
+from crl.methods.memory import MEMORY, Taught
+from crl.methods.method import averaged, number, plainly, whole
+
+
+class GenerativeReplay(Taught):
+    """Rehearses inputs that a small generator makes up, answered by the agent as it was (Shin et al. 2017).
+
+    A variational autoencoder of the inputs learns along, from minibatches and from what its own copy of the visit's
+    beginning makes up. For agents that see numbers; categories, such as MiniGrid's cells, are refused: a generator of
+    grids is no small one.
+    """
+
+    family = MEMORY
+    needs = (*Taught.needs, "interface")
+    memory: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    def __init__(
+        self, strength: float = 1.0, batch: int = 128, latent: int = 16, hidden: int = 128, lr: float = 1e-3
+    ) -> None:
+        super().__init__(strength)
+        self.batch, self.latent, self.hidden = whole("batch", batch), whole("latent", latent), whole("hidden", hidden)
+        self.lr = number("lr", lr, 0.0)
+
+    def accepts(self, agent: Agent) -> None:
+        """Numbers only."""
+        seen = agent.interface.observation  # type: ignore[attr-defined]
+        if not hasattr(seen, "low"):
+            raise CrlError("generative_replay makes up numbers, and these observations are categories")
+
+    def attach(self, agent: Agent) -> None:
+        """A generator of the agent's inputs."""
+        inputs = int(agent.interface.observation.shape[0])  # type: ignore[attr-defined]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
+            self.vae = VAE(inputs, self.latent, self.hidden)
+        self.vae.to(next(agent.model.parameters()).device)  # type: ignore[attr-defined]
+        self.old: VAE | None = None
+        self.adam = torch.optim.Adam(self.vae.parameters(), self.lr)
+        super().attach(agent)
+
+    def enter(self, visit: Visit) -> None:
+        """The generator as it is now makes up what was seen before."""
+        super().enter(visit)
+        if visit.index > 1 and self.strength:
+            self.old = copy.deepcopy(self.vae)
+
+    def loss(self) -> Tensor | None:
+        """On inputs made up."""
+        if self.old is None:
+            return None
+        batch = {"obs": self.old.sample(self.batch, self.generator)}
+        loss: Tensor = self.agent.distill(self.agent.outputs(batch), self.taught(batch))
+        return loss
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The generator learns from what was seen, and from what it made up."""
+        super().after_step(optimizer)
+        if not self.strength:
+            return
+        seen = self.agent.minibatch["obs"].float()
+        if self.old is not None:
+            seen = torch.cat([seen, self.old.sample(len(seen), self.generator)])
+        with torch.enable_grad():
+            loss = self.vae.loss(seen, self.generator)
+            self.adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
+        self.count("generator_steps")
+        self.count("generator_loss", float(loss.detach()))
+
+    def numbers(self) -> dict[str, float]:
+        """The generator's mean loss too."""
+        return averaged(super().numbers(), "generator_loss", over="generator_steps")
+
+    def state_dict(self) -> State:
+        """With the generator."""
+        parts = {"vae": plainly(self.vae.state_dict()), "adam": plainly(self.adam.state_dict())}
+        return {**super().state_dict(), **parts, "old": plainly(self.old.state_dict()) if self.old else {}}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.vae.load_state_dict(state["vae"])
+        self.adam.load_state_dict(state["adam"])
+        if state["old"]:
+            self.old = copy.deepcopy(self.vae)
+            self.old.load_state_dict(state["old"])
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of vectors (Kingma and Welling 2014), scaled by the first batch it sees."""
+
+    mean: Tensor
+    scale: Tensor
+    begun: Tensor
+
+    def __init__(self, inputs: int, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.latent = latent
+        self.encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, inputs))
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.register_buffer("begun", torch.zeros(()))
+
+    def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Minus the evidence bound, a nat a number: squared error with unit variance, and the KL to the prior."""
+        if not self.begun:
+            self.mean.copy_(x.mean(0))
+            self.scale.copy_(x.std(0, correction=0) + 1e-3)
+            self.begun.fill_(1)
+        scaled = (x - self.mean) / self.scale
+        centre, spread = self.encoder(scaled).chunk(2, 1)
+        noise = torch.randn(centre.shape, generator=generator).to(x.device)
+        made = self.decoder(centre + noise * (spread / 2).exp())
+        kl = 0.5 * (centre.square() + spread.exp() - 1 - spread).sum(1)
+        loss: Tensor = (0.5 * (made - scaled).square().sum(1) + kl).mean()
+        return loss
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Vectors made up."""
+        made: Tensor = self.decoder(torch.randn(count, self.latent, generator=generator).to(self.mean.device))
+        return made * self.scale + self.mean
