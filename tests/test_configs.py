@@ -167,7 +167,9 @@ def accepted(name: str, agent: Any) -> bool:
 def test_methods_are_listed_with_source_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "methods"]) == 0
     said = capsys.readouterr().out
-    for name in build.METHODS:
+    for name, where in build.METHODS.items():
+        source = build.locate(where, {}, "methods").__doc__.split("\n\n")[0]
+        assert re.search(r"(19|20)\d\d|arXiv", source), f"{name} names no source"
         assert re.search(rf"^{name} +\[[a-z]+\] ", said, re.MULTILINE), name
     assert "strength: 0.001" in said and "Kirkpatrick" in said and "trac" in said
 

@@ -95,10 +95,10 @@ class Wasserstein(FromFirst, Penalty):
 
 
 class Spectral(Penalty):
-    """strength * (s^2 - 1)^2 of each matrix's largest singular value s, |b|^2 of biases, |g - 1|^2 of norm gains.
+    """strength * (s^2 - 1)^2 of each matrix's largest singular value s, |b|^2, |gain - 1|^2 (arXiv 2406.06811).
 
-    Source: Lewandowski et al. 2024, arXiv 2406.06811, with its k = 2; s by one step of power iteration that goes on
-    from the last.
+    Lewandowski et al. 2024, with k = 2; b are biases, gains are norm layers'; s is found by one step of power iteration
+    that goes on from the last.
     """
 
     family = WEIGHTS
@@ -249,9 +249,9 @@ class WeightClip(Limit):
 
 
 class NormalizeAndProject(Limit):
-    """Every weight matrix scaled back to the norm it began with after each step, in a network with layer norm.
+    """Every weight matrix scaled back to the norm it began with after each step, beside layer norm (arXiv 2407.01800).
 
-    Source: Lyle et al. 2024, arXiv 2407.01800. Layer norm is a network argument: `agent: {net: {norm: layer}}`.
+    Source: Lyle et al. 2024. Layer norm is a network argument: `agent: {net: {norm: layer}}`.
     """
 
     family = WEIGHTS
