@@ -310,7 +310,7 @@ class HeadReset(FromFirst):
 
 
 class Reset(HeadReset):
-    """All weights get their first values back at each new visit, and moments go: a new learner for each."""
+    """All weights get their first values back at each new visit, moments go: the control RESET of arXiv 2509.22335."""
 
     needs = ("model", "optimizers")
     one_head = False

@@ -249,7 +249,7 @@ class WeightClip(Limit):
 
 
 class NormalizeAndProject(Limit):
-    """Every weight matrix scaled back to the norm it began with after each step, beside layer norm (arXiv 2407.01800).
+    """Every weight matrix scaled back to the norm it began with after each step, with layer norm (arXiv 2407.01800).
 
     Source: Lyle et al. 2024. Layer norm is a network argument: `agent: {net: {norm: layer}}`.
     """
