@@ -191,7 +191,7 @@ def dormant(activations: Tensor, tau: float) -> Tensor:
 class CBP(Renewal):
     """Continual backprop: a share `rate` of the mature units, the least useful, begins anew each step (Dohare 2024).
 
-    As published (Dohare et al. 2024, Nature): a unit's utility is a running mean of mean |outgoing weight| * |h - mean h| /
+    As published in Nature: a unit's utility is a running mean of mean |outgoing weight| * |h - mean h| /
     mean |incoming weight|, corrected for its age; units younger than `maturity` steps are let be; a replaced unit's
     mean is folded into the next bias, its outgoing weights are zero (exactly so where no norm layer lies between).
     """
