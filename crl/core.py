@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -341,12 +340,11 @@ def aside(seed: int) -> Iterator[None]:
 
 
 Facing = Callable[["Task"], contextlib.AbstractContextManager[None]]
-_ADDED: weakref.WeakKeyDictionary[Agent, list[Facing]] = weakref.WeakKeyDictionary()
 
 
-def add_facing(agent: Agent, context: Facing) -> None:
+def add_facing(agent: Any, context: Facing) -> None:
     """From now on, facing a task enters this context too: a method's masks or columns."""
-    _ADDED.setdefault(agent, []).append(context)
+    agent.also_facing = [*getattr(agent, "also_facing", ()), context]
 
 
 @contextlib.contextmanager
@@ -354,7 +352,7 @@ def facing(agent: Agent, task: Task) -> Iterator[None]:
     """The agent as it answers for `task`: its own `facing`, where it has one, and what methods have added."""
     own = getattr(agent, "facing", None)
     with contextlib.ExitStack() as stack:
-        for context in ([own] if own is not None else []) + _ADDED.get(agent, []):
+        for context in [*([own] if own is not None else []), *getattr(agent, "also_facing", ())]:
             stack.enter_context(context(task))
         yield
 

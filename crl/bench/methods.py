@@ -92,16 +92,24 @@ def compare(case: Any, steps: int, pairs: int) -> dict[str, Any]:
     return {"method": name, "steps": steps, "steps_per_second": rates, "time_ratio": ratios}
 
 
-def main(pairs: int = 3, steps: int = 20_000, as_json: bool = False) -> str:
+def main(pairs: int = 5, steps: int = 20_000, as_json: bool = False) -> str:
     """All methods, as a table or JSON."""
     side_by_side({"warm": plan([], {}, 4096)})
     results = [compare(case, steps, pairs) for case in cases()]
     machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    if as_json:
-        return json.dumps({"machine": machine, "torch": torch.__version__, "results": results}, indent=2)
-    lines = [f"{'':<30}{'steps/s':>9}   time with/without: median (min to max), {pairs} pairs of {steps:,} steps"]
-    for result in results:
-        ratios = result["time_ratio"]
-        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        lines.append(f"{result['method']:<30}{statistics.median(result['steps_per_second']):>9,.0f}   {spread}")
+    result = {"machine": machine, "torch": torch.__version__, "steps": steps, "pairs": pairs, "results": results}
+    return json.dumps(result, indent=1) if as_json else table(result)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: time with a method over time without, and the same while it is idle."""
+    ratios = {found["method"]: found["time_ratio"] for found in result["results"]}
+    lines = ["| | time, with / without | while idle |", "|---|---|---|"]
+    for name in [name for name in ratios if not name.endswith(", idle")]:
+        idle = ratios.get(f"{name}, idle")
+        lines.append(f"| {name} | {_spread(ratios[name])} | {_spread(idle) if idle else ''} |")
     return "\n".join(lines)
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
