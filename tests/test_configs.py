@@ -1,6 +1,8 @@
 """Every shipped config builds and runs shrunk; what the README shows is what the tests run."""
 
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,15 @@ def test_ci_runs_the_readmes_test_line() -> None:
     assert line in (ROOT / "README.md").read_text()
     script = (ROOT / ".ci" / "run").read_text()
     assert 'pip install -q -c constraints.txt -e ".[dev]"' in script and "\npytest -n 2" in script
+
+
+@pytest.mark.parametrize("method", ["l2", "replay", "cbp", "packnet"])
+def test_an_agent_with_a_method_is_let_go(method: str) -> None:
+    data = {"tasks": [{"env": "CartPole-v1", "steps": 64}], "methods": [method], "engine": {"envs": 2}}
+    built = build.build(config.read({**data, "agent": {"use": "ppo", "n_steps": 16, "batch_size": 16}}))
+    for part in built.methods.values():
+        part.attach(built.agent)
+    agent = weakref.ref(built.agent)
+    del built, part
+    gc.collect()
+    assert agent() is None

@@ -12,7 +12,9 @@ Several methods act in the order of the YAML at 2 and at 3; what they add at 1 i
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -173,14 +175,24 @@ class Addition(Method):
         super().find_parameters()
         for name, parameter in self.parameters.items():
             if self.strength and id(parameter) not in self._named:
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    lambda p: self._timed(self.push, self._named[id(p)], p)
-                )
+                hook = functools.partial(_push, weakref.ref(self))
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             self._named[id(parameter)] = name
+
+    def pushed(self, parameter: nn.Parameter) -> None:
+        """A gradient has been computed."""
+        self._timed(self.push, self._named[id(parameter)], parameter)
 
     def push(self, name: str, parameter: nn.Parameter) -> None:
         """A parameter's gradient has been computed: add to it."""
         raise NotImplementedError
+
+
+def _push(method: weakref.ref[Addition], parameter: Any) -> None:
+    """Torch holds a parameter's hooks where no collector looks, so they must not hold what holds the parameter."""
+    alive = method()
+    if alive is not None:
+        alive.pushed(parameter)
 
 
 class Penalty(Addition):
