@@ -101,6 +101,7 @@ class Trac(Optimizer):
     What others do to the weights between two steps (a method's reset, say) moves the first weights along.
     """
 
+    measures_distance = True  # what puts weights back after every step would be taken for a step of its own
     BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 
     def __init__(

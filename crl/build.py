@@ -250,6 +250,16 @@ def _named_parts(
     return parts
 
 
+def resolved(short: Mapping[str, str], specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What parts were built with, defaults and all: a default of tomorrow does not change what a run was."""
+    found = []
+    for i, spec in enumerate(specs):
+        options = inspect.signature(locate(spec["use"], short, f"parts.{i}")).parameters
+        known = {name: o.default for name, o in options.items() if o.default is not inspect.Parameter.empty}
+        found.append({"use": spec["use"], **known, **spec})
+    return found
+
+
 def _part(short: Mapping[str, str], place: str, i: int, spec: dict[str, Any], needed: tuple[str, ...]) -> Any:
     options = {key: value for key, value in spec.items() if key != "use"}
     cls = locate(spec["use"], short, f"{place}.{i}")

@@ -90,7 +90,8 @@ class Experiment:
     @property
     def label(self) -> str:
         """The folder's name of agent and methods: `ppo`, `dqn+l2_er`."""
-        return "+".join(str(part["use"]).rpartition(".")[2] for part in [self.agent, *self.methods])
+        names = [method.get("name") or method["use"] for method in self.methods]
+        return "+".join(str(name).rpartition(".")[2] for name in [self.agent["use"], *names])
 
 
 # Reading.

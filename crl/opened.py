@@ -76,6 +76,9 @@ def restore(plan: build.Plan, state: State) -> None:
         for name, method in methods.items():
             method.attach(agent)
             method.load_state_dict(state["methods"][name])
+        for method in methods.values():
+            if hasattr(method, "find_parameters"):
+                method.find_parameters()  # one after it may have turned the model to another part of it
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CrlError(f"the checkpoint does not fit this agent: {str(error).strip().splitlines()[0]}") from error
 

@@ -111,6 +111,9 @@ class Walk:
         found = {}
         for name, method in self.plan.methods.items():
             did = dict(method.numbers()) if hasattr(method, "numbers") else {}
+            wrong = next((key for key, value in did.items() if not isinstance(value, int | float)), None)
+            if wrong is not None:
+                raise CrlError(f"method {name}: numbers() has {did[wrong]!r} for {wrong!r}, which is not a number")
             if "seconds" in did or name in self.spent:
                 found[f"time/method/{name}"] = did.pop("seconds", 0.0) + self.spent.pop(name, 0.0)
             found |= {f"method/{name}/{key}": value for key, value in did.items()}
@@ -291,11 +294,16 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
     finally:
         walk.close()
         folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
+    if walk.asked_to_stop and status == "walked":  # in its last stretch, and baselines would follow
+        raise CrlError(f"stopped by {walk.asked_to_stop} before the baselines; go on with: crl resume {folder.path}")
 
 
 def _alone(plan: build.Plan, folder: RunFolder) -> None:
     """A baseline's walk, which says nothing."""
-    _walk(Walk(plan, folder, -1))
+    walk = Walk(plan, folder, -1)
+    _walk(walk)
+    if walk.asked_to_stop:
+        raise CrlError(f"stopped by {walk.asked_to_stop}; go on with: crl resume {folder.path.parent.parent}")
 
 
 def _finish(walk: Walk) -> None:
@@ -325,6 +333,8 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
         "device": plan.device,
         "engine": f"{experiment.engine.kind} x {experiment.engine.envs}",
         "boundary": experiment.plain()["boundary"],
+        "methods": build.resolved(build.METHODS, experiment.methods),
+        "monitors": build.resolved(build.MONITORS, experiment.monitors),
         "tasks": [task.name for task in plan.tasks],
         "visits": [{"task": visit.task.name, "steps": visit.steps, "seed": visit.seed} for visit in plan.visits],
         "observation": str(plan.interface.observation)[:200],

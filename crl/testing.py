@@ -117,12 +117,16 @@ def check_monitor(monitor: Monitor) -> None:
 
 
 def check_method(method: Method) -> None:
-    """Attach a method (a newly built one) to an agent, let it hear of a visit, stop and resume."""
+    """Attach a method (a newly built one, or its class) to an agent, let it hear of a visit, stop and resume."""
+    method = method() if inspect.isclass(method) else method
 
     def trial() -> _Trial:
         return _Trial(importlib.import_module("agents.ppo").PPO, _small(), PPO, copy.deepcopy(method))
 
     middle, end = _straight(trial)
+    for name, value in end["did"].items():
+        fits = isinstance(name, str) and isinstance(value, int | float)
+        assert fits, f"numbers() returns {value!r} for {name!r}: it must be a number under a name."
     with aside(2):
         resumed = trial().load(middle).go().state()
     _same(resumed, end, "a resumed run differs from one that never stopped in", "state_dict() must hold whatever the "
@@ -163,8 +167,10 @@ class _Trial:
 
     def state(self) -> State:
         """What a checkpoint would hold."""
+        did = dict(self.method.numbers()) if hasattr(self.method, "numbers") else {}
+        did.pop("seconds", None)
         method = self.method.state_dict() if self.method is not None else {}
-        parts = {"agent": self.agent.state_dict(), "method": method, "task": self.task.state_dict()}
+        parts = {"agent": self.agent.state_dict(), "method": method, "task": self.task.state_dict(), "did": did}
         return _frozen({**parts, "random": random_state()})
 
     def load(self, state: State) -> _Trial:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from gymnasium import spaces
 
+import crl
 from agents.optimizers import Muon
 from crl import boundary, build, config
 from crl.build import METHODS
@@ -749,7 +750,15 @@ def test_what_begins_anew_stays_so(name: str, optimizer: str) -> None:
     assert max(moved) < 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "trac"])
+@pytest.mark.parametrize(
+    "method", [{"use": "shrink_perturb", "every": "step"}, {"use": "weight_clip"}, {"use": "spectral_norm"}]
+)
+def test_trac_is_not_put_back_after_every_step(method: dict[str, Any]) -> None:
+    with pytest.raises(CrlError, match="trac would take for its own"):
+        planned({**AGENTS["classifier"], "optimizer": {"use": "trac"}}, method)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_step_from_outside_is_not_taken_back(optimizer: str) -> None:
     """Where an optimizer works from an offset of its own, what a method adds to the weights is kept all the same."""
     spec = {**AGENTS["classifier"], "optimizer": {"use": optimizer}, "learning_rate": 1e-6}
@@ -913,3 +922,55 @@ class Unchained(Bare):
 )
 def test_a_mistaken_network_or_optimizer(refused: Any, agent: str, options: dict[str, Any], part: str) -> None:
     assert part in refused(agent={"use": agent, **options})
+
+
+SHALLOW = {"net": {"hidden": []}}
+
+
+@pytest.mark.parametrize(
+    ("agent", "methods", "part"),
+    [
+        (SHALLOW, ["redo"], "redo acts on hidden layers, and this network has none"),
+        (SHALLOW, ["erank"], "erank acts on hidden layers, and this network has none"),
+        (SHALLOW, ["parseval"], "parseval acts on hidden layers, and this network has none"),
+        ({"normalize": {"observation": True}}, ["packnet"], "packnet freezes weights, but agent.normalize.observation"),
+        ({}, ["packnet", "spectral_norm"], "packnet does not go with spectral_norm"),
+        ({}, ["l2_er", "erank"], "l2_er does not go with erank"),
+        ({}, [{"use": "weight_decay", "strength": 1e6}], "strength: 1e+06 times the learning rate"),
+    ],
+)
+def test_what_cannot_work_is_refused(agent: dict[str, Any], methods: list[Any], part: str) -> None:
+    with pytest.raises(CrlError) as refused:
+        planned(
+            {"use": "ppo", "n_steps": 16, "batch_size": 16, **agent},
+            *[m if isinstance(m, dict) else {"use": m} for m in methods],
+        )
+    assert part in str(refused.value)
+
+
+def test_the_generator_survives_what_stood_still() -> None:
+    """A number that did not vary in the first task may vary in the next."""
+    from crl.methods.generative import VAE
+
+    torch.manual_seed(0)
+    stream, vae = torch.Generator().manual_seed(0), VAE(3, 4, 16)
+    still = torch.randn(64, 3) * torch.tensor([1.0, 0.0, 1e-5])
+    assert torch.isfinite(vae.loss(still, stream))
+    loss = vae.loss(still + torch.tensor([0.0, 500.0, 1.0]), stream)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in vae.parameters() if p.grad is not None)
+
+
+def test_hessians_are_taken_of_the_column_that_answers(tmp_path: Path) -> None:
+    tasks = [
+        {"env": "CartPole-v1", "steps": 64},
+        {"env": "CartPole-v1", "steps": 64, "name": "b", "wrappers": ["permute_observation"]},
+    ]
+    agent = {"use": "ppo", "n_steps": 16, "batch_size": 16, "net": {"hidden": [4, 4]}}
+    look = [{"use": "hessian", "probes": 1, "steps": 3, "samples": 32, "at": ["init", "end"], "earlier": True}]
+    data = {"tasks": tasks, "agent": agent, "engine": {"envs": 2}, "monitors": look, "evaluation": {"episodes": 1}}
+    run = crl.train({**data, "methods": ["progressive"]}, out=tmp_path)
+    assert not [record for record in run.records if record.name == "hessian"]
+    seen = {(record.visit, record.phase) for record in run.records if record.name == "hessian/actor/lambda_max"}
+    assert seen == {(1, "init"), (1, "end"), (2, "init"), (2, "end")}
+    assert [record for record in run.records if record.name == "hessian/actor/lambda_max/on/CartPole-v1"]

@@ -39,6 +39,7 @@ class Progressive(Method):
 
     def accepts(self, agent: Agent) -> None:
         """Plain chains only."""
+        _refuse_normalizer("progressive", agent)
         for chain in chains_of(agent) or []:
             for name in chain:
                 part = agent.model.get_submodule(name)  # type: ignore[attr-defined]
@@ -103,8 +104,11 @@ class Progressive(Method):
                 column.bias.copy_(self.first[f"{name}.bias"])
 
     def _turn(self, column: int) -> None:
+        """Answer with a column; of the last layers, which never freeze for good, only its own can be learned."""
         for layer in self._layers():
             layer.current = column
+            for i, part in enumerate(layer.columns if layer.last else ()):
+                part.requires_grad_(i == column)
 
     def _layers(self) -> list[Columns]:
         return [part for part in self.agent.model.modules() if isinstance(part, Columns)]
@@ -168,7 +172,8 @@ class PackNet(Method):
     family = ARCHITECTURE
     needs = ("model", "optimizers", "chains", "progress")
     needs_boundaries = True
-    excludes = ("progressive", "reset", "head_reset", "redo", "cbp", "shrink_perturb", "plasticity_injection")
+    excludes = ("progressive", "reset", "head_reset", "redo", "cbp", "shrink_perturb", "plasticity_injection",
+                "spectral_norm", "normalize_and_project")  # fmt: skip
     memory: ClassVar[tuple[str, ...]] = ("tasks", "owner", "pruned")
 
     def __init__(self, keep: float = 0.5, prune_at: float = 0.75) -> None:
@@ -181,6 +186,10 @@ class PackNet(Method):
         self.current = 0
         self._held: dict[str, Tensor] = {}  # what a step must not move, at the values that it is put back to
         self._whole: dict[str, Tensor] = {}  # all weights, while those of later tasks are out of sight
+
+    def accepts(self, agent: Agent) -> None:
+        """What frozen weights see must not move."""
+        _refuse_normalizer("packnet", agent)
 
     def attach(self, agent: Agent) -> None:
         """Whoever faces a task sees its weights."""
@@ -206,6 +215,8 @@ class PackNet(Method):
         """What was not pruned in time is pruned now; what was out of sight comes back."""
         if not self.pruned:
             self.prune()
+        with torch.no_grad():
+            self._put_back()
         self._show(self._whole)
         self._whole = {}
 
@@ -256,6 +267,11 @@ class PackNet(Method):
         """Put back what must not move; prune when it is time to."""
         if not self.tasks:
             return
+        self._put_back()
+        if not self.pruned and self.agent.progress >= self.prune_at:
+            self.prune()
+
+    def _put_back(self) -> None:
         for name, held in self._held.items():
             moves, parameter = self._moves(name), self.parameters[name]
             if isinstance(moves, bool):
@@ -263,8 +279,6 @@ class PackNet(Method):
                     parameter.copy_(held)
             else:
                 parameter.copy_(torch.where(moves, parameter, held))
-        if not self.pruned and self.agent.progress >= self.prune_at:
-            self.prune()
 
     @contextlib.contextmanager
     def facing(self, task: Task) -> Iterator[None]:
@@ -297,3 +311,9 @@ class PackNet(Method):
         super().load_state_dict(state)
         self.current = state["current"]
         self._held, self._whole = dict(plainly(state["held"])), dict(plainly(state["whole"]))
+
+
+def _refuse_normalizer(name: str, agent: Any) -> None:
+    """Statistics that go on moving would change what frozen weights answer."""
+    if getattr(getattr(agent, "normalizer", None), "observation", False):
+        raise CrlError(f"{name} freezes weights, but agent.normalize.observation goes on moving what they see")

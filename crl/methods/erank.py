@@ -13,6 +13,7 @@ from crl.hidden import hidden
 from crl.linalg import CurvatureError, effective_rank_to_raise
 from crl.methods.method import Method, Term, averaged, length, number, one_of, own_pass, whole
 from crl.methods.shape import L2
+from crl.methods.units import refuse_shallow
 
 FEATURES = "features"
 
@@ -44,7 +45,8 @@ class ERank(Term):
         self.steps = 0
 
     def accepts(self, agent: Agent) -> None:
-        """Epochs are only known of agents that tell."""
+        """Hidden layers there must be; and epochs are only known of agents that tell."""
+        refuse_shallow("erank", agent)
         if self.every == "epoch":
             self.every = whole("every: epoch asks the agent for `epoch`, which", getattr(agent, "epoch", None))
 
@@ -120,6 +122,7 @@ class L2ER(Method):
 
     family = FEATURES
     needs = ERank.needs
+    excludes = ("erank",)
     idle: ClassVar[Mapping[str, Any]] = {"l2": 0.0, "lr": 0.0}
 
     def __init__(

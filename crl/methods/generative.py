@@ -75,6 +75,11 @@ class GenerativeReplay(Taught):
             loss = self.vae.loss(seen, self.generator)
             self.adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+        if not torch.isfinite(loss) or not all(
+            torch.isfinite(p.grad).all() for p in self.vae.parameters() if p.grad is not None
+        ):
+            self.count("generator_skipped")
+            return
         self.adam.step()
         self.count("generator_steps")
         self.count("generator_loss", float(loss.detach()))
@@ -117,11 +122,13 @@ class VAE(nn.Module):
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Minus the evidence bound, a nat a number: squared error with unit variance, and the KL to the prior."""
         if not self.begun:
+            spread = x.std(0, correction=0)
             self.mean.copy_(x.mean(0))
-            self.scale.copy_(x.std(0, correction=0) + 1e-3)
+            self.scale.copy_(torch.where(spread > 1e-3, spread, torch.ones_like(spread)))  # what stood still may move
             self.begun.fill_(1)
-        scaled = (x - self.mean) / self.scale
+        scaled = ((x - self.mean) / self.scale).clamp(-10, 10)
         centre, spread = self.encoder(scaled).chunk(2, 1)
+        spread = spread.clamp(-10, 10)
         noise = torch.randn(centre.shape, generator=generator).to(x.device)
         made = self.decoder(centre + noise * (spread / 2).exp())
         kl = 0.5 * (centre.square() + spread.exp() - 1 - spread).sum(1)

@@ -289,6 +289,12 @@ def length(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack([part.square().sum() for part in parts]).sum().sqrt()
 
 
+def refuse_distance(name: str, agent: Any) -> None:
+    """An optimizer that measures how far it has gone must not be put back after every step."""
+    if any(getattr(optimizer, "measures_distance", False) for optimizer in optimizers_of(agent)):
+        raise CrlError(f"{name} moves weights after every step, which optimizer trac would take for its own doing")
+
+
 def plainly(value: Any) -> Any:
     """A copy of tensors, numbers and containers of them, as a checkpoint may hold it."""
     if isinstance(value, Tensor):

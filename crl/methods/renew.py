@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from crl.core import Agent, State, Visit, optimizers_of
-from crl.methods.method import FromFirst, length, number, one_of, whole
-from crl.methods.units import Units, Watch, Young, chains_of, draw, units_of, weighted
+from crl.methods.method import FromFirst, length, number, one_of, refuse_distance, whole
+from crl.methods.units import Units, Watch, Young, chains_of, draw, refuse_shallow, units_of, weighted
 
 RENEWAL = "renewal"
 STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
@@ -28,6 +28,11 @@ class ShrinkPerturb(FromFirst):
         self.keep, self.noise = number("keep", keep, 0.0, 1.0), number("noise", noise, 0.0)
         self.every = one_of("every", every, ("visit", "step"))
         self.needs_boundaries = self.every == "visit"  # type: ignore[misc]
+
+    def accepts(self, agent: Agent) -> None:
+        """Every step, not with an optimizer that measures how far it has gone."""
+        if self.every == "step":
+            refuse_distance("shrink_perturb", agent)
 
     def enter(self, visit: Visit) -> None:
         """At each visit but the first."""
@@ -62,6 +67,10 @@ class Renewal(FromFirst):
     def __init__(self) -> None:
         super().__init__()
         self.young = Young()
+
+    def accepts(self, agent: Agent) -> None:
+        """Hidden units there must be."""
+        refuse_shallow(type(self).__name__.lower(), agent)
 
     def attach(self, agent: Agent) -> None:
         """Find the units, and watch what they say."""

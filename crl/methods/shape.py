@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from crl.core import Agent, CrlError
-from crl.methods.method import FromFirst, Method, Penalty, length, number
-from crl.methods.units import NORMS, chains_of, weighted
+from crl.core import Agent, CrlError, optimizers_of
+from crl.methods.method import FromFirst, Method, Penalty, length, number, refuse_distance
+from crl.methods.units import NORMS, chains_of, refuse_shallow, weighted
 
 WEIGHTS = "weights"
 
@@ -41,6 +41,14 @@ class WeightDecay(Method):
     def __init__(self, strength: float = 1e-2) -> None:
         super().__init__()
         self.strength = number("strength", strength, 0.0)
+
+    def accepts(self, agent: Agent) -> None:
+        """A step must not turn a weight around."""
+        rate = max(group["lr"] for optimizer in optimizers_of(agent) for group in optimizer.param_groups)
+        if rate * self.strength >= 1:
+            raise CrlError(
+                f"strength: {self.strength:g} times the learning rate {rate:g} is 1 or more: nothing is left"
+            )
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Shrink what is about to move."""
@@ -154,6 +162,10 @@ class Parseval(Penalty):
         self.scale = number("scale", scale, 0.0)
         self.hidden: set[str] = set()
 
+    def accepts(self, agent: Agent) -> None:
+        """Hidden layers there must be."""
+        refuse_shallow("parseval", agent)
+
     def find_parameters(self) -> None:
         """All but the last layer of each chain."""
         super().find_parameters()
@@ -176,6 +188,10 @@ class Parseval(Penalty):
 
 class Limit(Method):
     """Something that weights are put back into after every step: subclasses write `put_back(name, parameter)`."""
+
+    def accepts(self, agent: Agent) -> None:
+        """Not with an optimizer that measures how far it has gone."""
+        refuse_distance("a limit on weights", agent)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Put back what has moved."""
@@ -204,6 +220,11 @@ class SpectralNorm(Limit):
     def __init__(self) -> None:
         super().__init__()
         self.directions: dict[str, Tensor] = {}
+
+    def accepts(self, agent: Agent) -> None:
+        """Hidden layers there must be."""
+        super().accepts(agent)
+        refuse_shallow("spectral_norm", agent)
 
     def find_parameters(self) -> None:
         """New ones are divided at once."""
@@ -263,6 +284,7 @@ class NormalizeAndProject(Limit):
 
     def accepts(self, agent: Agent) -> None:
         """Without norm layers the function would change with its weights' scale."""
+        super().accepts(agent)
         if not any(isinstance(part, NORMS) for part in agent.model.modules()):  # type: ignore[attr-defined]
             raise CrlError(
                 "normalize_and_project needs a network with norm layers: --set agent.net.norm=layer puts them in"

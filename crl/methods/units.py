@@ -88,6 +88,12 @@ def units_of(agent: Any) -> list[Units]:
     return found
 
 
+def refuse_shallow(name: str, agent: Any) -> None:
+    """Without a hidden layer there is nothing to do."""
+    if chains_of(agent) is not None and not units_of(agent):
+        raise CrlError(f"{name} acts on hidden layers, and this network has none")
+
+
 def _columns(name: str, into: Any, between: list[nn.Module], reader: Any) -> Tensor:
     units, width = into.weight.shape[0], reader.weight.shape[1]
     copies = 2 if any(getattr(part, "doubles", False) for part in between) else 1
