@@ -104,11 +104,11 @@ class Progressive(Method):
                 column.bias.copy_(self.first[f"{name}.bias"])
 
     def _turn(self, column: int) -> None:
-        """Answer with a column; of the last layers, which never freeze for good, only its own can be learned."""
+        """Answer with a column: it alone can be learned, and of an earlier one only the last layer."""
         for layer in self._layers():
             layer.current = column
-            for i, part in enumerate(layer.columns if layer.last else ()):
-                part.requires_grad_(i == column)
+            for i, part in enumerate(layer.columns):
+                part.requires_grad_(i == column and (layer.last or i == len(layer.columns) - 1))
 
     def _layers(self) -> list[Columns]:
         return [part for part in self.agent.model.modules() if isinstance(part, Columns)]
