@@ -77,7 +77,17 @@ def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path, monkey
     first = json.loads(study.main("forgetting", seeds=2, out=str(tmp_path), as_json=True))
     assert [len(runs) for runs in first["arms"].values()] == [2, 2]
     assert {"average", "forgetting", "after_one", "end_one"} <= set(first["arms"]["replay"][0])
+    monkeypatch.setitem(study.COLUMNS, "forgetting", {"average": "all tasks", "end_two": "the second"})
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl"))
     shown = study.main("forgetting", seeds=2, out=str(tmp_path))
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")) == before
     assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("plasticity", study.table), ("forgetting", study.table), ("methods", methods.table)]
+)
+def test_the_readmes_tables_are_those_of_the_published_results(name: str, table: Any) -> None:
+    root = Path(__file__).resolve().parent.parent
+    result = json.loads((root / "crl" / "bench" / "results" / f"{name}.json").read_text())
+    assert table(result) in (root / "README.md").read_text()

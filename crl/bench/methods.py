@@ -24,12 +24,13 @@ from crl.boundary import enter
 TASKS = ("MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0")
 NET = {"hidden": [64, 64]}
 NEEDED = {"normalize_and_project": {"net": {**NET, "norm": "layer"}}}  # what a method asks of the agent, on both sides
+NUMBERS = ("CartPole-v1", "CartPole-v1")  # for what does not go with categories
 OPTIMIZERS = ("muon", "trac")
 
 
-def plan(methods: list[dict[str, Any]], agent: Mapping[str, Any], steps: int) -> build.Plan:
+def plan(methods: list[dict[str, Any]], agent: Mapping[str, Any], steps: int, envs: Any = TASKS) -> build.Plan:
     """Two visits with PPO at the settings of configs/minigrid.yaml."""
-    tasks = [{"env": env, "steps": steps // 2} for env in TASKS]
+    tasks = [{"env": env, "steps": steps // 2} for env in envs]
     data = {"tasks": tasks, "agent": {"use": "ppo", "net": NET, **agent}, "methods": methods, "monitors": []}
     return build.build(config.read(data))
 
@@ -85,7 +86,8 @@ def compare(case: Any, steps: int, pairs: int) -> dict[str, Any]:
     ratios, rates = [], []
     for _ in range(pairs):
         torch.manual_seed(0)
-        spent = side_by_side({"without": plan([], without, steps), "with": plan(methods, agent, steps)})
+        envs = NUMBERS if name.startswith("generative_replay") else TASKS
+        spent = side_by_side({"without": plan([], without, steps, envs), "with": plan(methods, agent, steps, envs)})
         ratios.append(spent["with"] / spent["without"])
         rates.append(steps / spent["with"])
     print(f"{name}: {statistics.median(ratios):.3f}", file=sys.stderr, flush=True)

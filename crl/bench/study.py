@@ -122,7 +122,12 @@ COLUMNS = {
         "dead": "dead units, actor",
         "erank": "effective rank, actor",
     },
-    "forgetting": {"average": "all tasks, at the end", "forgetting": "forgotten of earlier tasks"},
+    "forgetting": {
+        "average": "all tasks, at the end",
+        "forgetting": "forgotten of the first two",
+        "after_exchanged": "the second, right after its visit",
+        "end_exchanged": "the second, at the end",
+    },
 }
 
 

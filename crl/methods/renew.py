@@ -75,8 +75,8 @@ class Renewal(FromFirst):
     def attach(self, agent: Agent) -> None:
         """Find the units, and watch what they say."""
         self.layers = units_of(agent)
-        self.watch = Watch(self.layers)
-        self.watch.on = False
+        self.watch = Watch()
+        self.watch.follow(self.layers, on=False)
         self.names = {id(part): name for name, part in agent.model.named_modules()}  # type: ignore[attr-defined]
         super().attach(agent)
 
@@ -85,7 +85,7 @@ class Renewal(FromFirst):
         super().enter(visit)
         found = {layer.name: layer for layer in units_of(self.agent)}
         self.layers = [found[layer.name] for layer in self.layers]
-        self.watch.follow(self.layers)
+        self.watch.follow(self.layers, self.watch.on)
         self.names = {id(part): name for name, part in self.agent.model.named_modules()}
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -186,7 +186,7 @@ class ReDo(Renewal):
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        self.watch.on = (self.steps + 1) % self.every == 0
+        self.watch.turn((self.steps + 1) % self.every == 0)
         if not self.watch.on:
             self.watch.seen.clear()
 
@@ -221,7 +221,7 @@ class CBP(Renewal):
     def attach(self, agent: Agent) -> None:
         """Watch every step."""
         super().attach(agent)
-        self.watch.on = self.rate > 0
+        self.watch.turn(self.rate > 0)
         for layer in self.layers:
             like = layer.into.weight.detach()
             self.utility.setdefault(layer.name, like.new_zeros(layer.count))

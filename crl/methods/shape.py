@@ -89,17 +89,25 @@ class Wasserstein(FromFirst, Penalty):
 
     def __init__(self, strength: float = 1e-3) -> None:
         super().__init__(strength)
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
 
     def slope(self, name: str, value: Tensor) -> Tensor:
         """Twice the way back, in the order of the first weights."""
         ordered, places = value.flatten().sort()
         back = torch.empty_like(ordered)
-        back[places] = 2 * (ordered - self.first[name].flatten().sort().values)
+        back[places] = 2 * (ordered - self._sorted(name))
         return back.view_as(value)
 
     def value(self, name: str, value: Tensor) -> Tensor:
         """The squared distance of the sorted values."""
-        return (value.flatten().sort().values - self.first[name].flatten().sort().values).square().sum()
+        return (value.flatten().sort().values - self._sorted(name)).square().sum()
+
+    def _sorted(self, name: str) -> Tensor:
+        """The first weights in order, sorted once."""
+        first = self.first[name]
+        if name not in self._kept or self._kept[name][0] is not first:
+            self._kept[name] = (first, first.flatten().sort().values)
+        return self._kept[name][1]
 
 
 class Spectral(Penalty):

@@ -111,24 +111,37 @@ def replace_part(model: nn.Module, name: str, part: nn.Module) -> None:
 
 
 class Watch:
-    """What each hidden layer said in the agent's own last pass with gradients, while `on`."""
+    """What each hidden layer said in the agent's own last pass with gradients, while it is `on`."""
 
-    def __init__(self, layers: Iterable[Units]) -> None:
-        self.on = True
+    def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
-        self._gates: set[int] = set()
-        self.follow(layers)
+        self._layers: list[Units] = []
+        self._hooks: list[Any] = []
 
-    def follow(self, layers: Iterable[Units]) -> None:
-        """Watch these too: what reads a layer may be another module by now."""
-        for layer in layers:
-            if id(layer.gate) not in self._gates:
-                self._gates.add(id(layer.gate))
+    @property
+    def on(self) -> bool:
+        """Whether it watches: there are no hooks otherwise, so that it costs nothing."""
+        return bool(self._hooks)
+
+    def follow(self, layers: Iterable[Units], on: bool) -> None:
+        """Watch these layers, or stop: what reads a layer may be another module by now."""
+        self._layers = list(layers)
+        self.turn(False)
+        self.turn(on)
+
+    def turn(self, on: bool) -> None:
+        """Watch, or stop."""
+        if on and not self._hooks:
+            for layer in self._layers:
                 catch = functools.partial(self._catch, layer.name)
-                layer.gate.register_forward_pre_hook(catch)
+                self._hooks.append(layer.gate.register_forward_pre_hook(catch))
+        elif not on:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def _catch(self, name: str, part: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.on and part.training and torch.is_grad_enabled() and not own_passes():
+        if part.training and torch.is_grad_enabled() and not own_passes():
             self.seen[name] = inputs[0].detach()
 
 
