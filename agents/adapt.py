@@ -10,8 +10,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.dqn import DQN
+from agents.off_policy import OffPolicy
+from agents.on_policy import OnPolicy
 from agents.ppo import PPO
-from agents.sb3 import OffPolicy, OnPolicy, SB3Agent
+from agents.sb3 import SB3Agent
 from crl.core import CrlError
 
 SUPPORTED = ("PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3", "DDPG", "TQC", "CrossQ")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.nets import bare_copy
-from agents.sb3 import OffPolicy, SB3Agent, named
+from agents.off_policy import OffPolicy
+from agents.sb3 import SB3Agent, named
 from crl.core import Experience
 
 Batch = Mapping[str, Tensor]

@@ -17,7 +17,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from agents.sb3 import OnPolicy, named
+from agents.on_policy import OnPolicy
+from agents.sb3 import named
 from crl.core import Experience
 
 Batch = Mapping[str, Tensor]

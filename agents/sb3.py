@@ -7,10 +7,8 @@ when it is time to; a test holds the result equal to bare `learn()` bit for bit.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -21,14 +19,13 @@ from gymnasium.utils import seeding
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import TrainFrequencyUnit
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from agents.given import Spaces, remember_replays, remember_rollouts
 from agents.nets import Heads, Shape
 from agents.normalize import Normalizer
 from agents.options import check_options, known, line, policy_kwargs
-from crl.core import Array, CrlError, Experience, Interface, NotYet, Rules, State, Task, Visit
+from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 COUNTERS = (
     "num_timesteps",
@@ -67,7 +64,7 @@ class SB3Agent:
                 settings[name] = line(name, settings[name])
         self.algo: Any = self.algorithm(  # type: ignore[call-arg]  # checked against its signature above
             "MlpPolicy",  # type: ignore[arg-type]
-            _Spaces(interface),
+            Spaces(interface),
             seed=seed,
             device=device,
             policy_kwargs=shape,
@@ -307,268 +304,6 @@ class SB3Agent:
         self.algo.logger.name_to_count.clear()
         self.algo.logger.name_to_excluded.clear()
         return numbers
-
-
-class OnPolicy(SB3Agent):
-    """PPO, A2C and TRPO: a rollout is collected, learned from, and dropped."""
-
-    def __init__(self, interface: Interface, seed: int, device: str, **options: Any) -> None:
-        super().__init__(interface, seed, device, **options)
-        self.stride: int = self.algo.n_steps
-        self._starts = np.ones(interface.envs, dtype=bool)
-        self._last: Experience | None = None
-
-    def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
-        """Sample from the policy; the note is what the rollout buffer will want to know of it."""
-        obs = self._seen(obs)
-        seen = torch.as_tensor(obs, device=self.algo.device)
-        with torch.no_grad():
-            if self._evaluating:
-                raw = self.algo.policy._predict(seen, deterministic=greedy).cpu().numpy()
-                return self._bounded(raw), carry, raw
-            chosen, values, log_probs = self.algo.policy(seen)
-        raw = chosen.cpu().numpy()
-        return self._bounded(raw), carry, (obs, raw, values, log_probs)
-
-    def _bounded(self, raw: Array) -> Array:
-        """What the environment is told of a sampled action."""
-        space = self.algo.action_space
-        return np.clip(raw, space.low, space.high) if isinstance(space, spaces.Box) else raw
-
-    def observe(self, experience: Experience) -> None:
-        """Add a vector step to the rollout; a truncated episode is continued by the value of its last state."""
-        buffer: RolloutBuffer = self.algo.rollout_buffer
-        if buffer.pos == 0 or buffer.full:
-            buffer.reset()
-        obs, raw, values, log_probs = experience.note
-        ended = experience.terminated | experience.truncated
-        reward = experience.reward
-        if self.normalizer is not None:
-            self.normalizer.update(experience.obs, reward, ended)
-            reward = self.normalizer.normalize_reward(reward)
-        for copy_ in np.flatnonzero(experience.truncated & ~experience.terminated):
-            last = self.algo.policy.obs_to_tensor(self._seen(experience.next_obs[copy_]))[0]
-            with torch.no_grad():
-                value = self.algo.policy.predict_values(last)[0]
-            reward = reward.copy() if reward is experience.reward else reward
-            reward[copy_] += (self.algo.gamma * value).item()  # in float32, as SB3 does
-        if isinstance(self.algo.action_space, spaces.Discrete):
-            raw = raw.reshape(-1, 1)
-        buffer.add(obs, raw, reward, self._starts, values, log_probs)
-        self._starts = ended
-        self._last = experience
-        self.algo.num_timesteps += len(ended)
-
-    def update(self) -> dict[str, float]:
-        """Learn once the rollout is full."""
-        buffer: RolloutBuffer = self.algo.rollout_buffer
-        if not buffer.full:
-            return {}
-        assert self._last is not None
-        with torch.no_grad():
-            following = torch.as_tensor(self._seen(self._last.next_obs), device=self.algo.device)
-            values = self.algo.policy.predict_values(following)
-        buffer.compute_returns_and_advantage(last_values=values, dones=self._starts)
-        self._progress()
-        numbers = self._learn()
-        buffer.reset()
-        return numbers
-
-    def enter(self, visit: Visit) -> None:
-        """New episodes begin."""
-        super().enter(visit)
-        self._starts = np.ones(self.interface.envs, dtype=bool)
-
-    @property
-    def chains(self) -> list[list[str]]:
-        """The modules from what is seen to the action, and to the value, by name and in order."""
-        body = self.algo.policy.mlp_extractor
-        return [
-            [*(f"mlp_extractor.{side}.{i}" for i in range(len(getattr(body, side)))), head]
-            for side, head in (("policy_net", "action_net"), ("value_net", "value_net"))
-        ]
-
-    @property
-    def epoch(self) -> int:
-        """Steps of the optimizer that go once through a rollout."""
-        return math.ceil(int(self.algo.n_steps) * self.interface.envs / int(getattr(self.algo, "batch_size", 10**9)))
-
-    def _bodies(self) -> list[tuple[Any, str]]:
-        return [(self.algo.policy.mlp_extractor, "policy_net"), (self.algo.policy.mlp_extractor, "value_net")]
-
-    def _head_slots(self) -> list[tuple[Any, str | int]]:
-        return [(self.algo.policy, "action_net"), (self.algo.policy, "value_net")]
-
-    def state_dict(self) -> State:
-        """Taken between rollouts, so none is stored."""
-        return {**super().state_dict(), "starts": torch.from_numpy(self._starts.copy())}
-
-    def load_state_dict(self, state: State) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self._starts = state["starts"].numpy().copy()
-        self.algo.rollout_buffer.reset()
-
-
-class OffPolicy(SB3Agent):
-    """DQN, QR-DQN, SAC, TD3, DDPG, TQC and CrossQ: every step goes to a replay buffer, learned from at intervals."""
-
-    def __init__(self, interface: Interface, seed: int, device: str, **options: Any) -> None:
-        super().__init__(interface, seed, device, **options)
-        self.algo._convert_train_freq()
-        if self.algo.train_freq.unit is not TrainFrequencyUnit.STEP or self.algo.optimize_memory_usage:
-            raise CrlError(
-                "agent: train_freq in episodes and optimize_memory_usage are not supported: use train_freq: N"
-            )
-        self.algo._vec_normalize_env = self.normalizer
-        self.stride: int = self.algo.train_freq.frequency
-        self._since_train = 0
-        self._filled_from = 0  # num_timesteps when the buffer was last emptied
-
-    def rebuilt(self) -> None:
-        """The model is another: its new parameters are to be learned, and target networks begin from it."""
-        super().rebuilt()
-        for name, target in self.algo.policy.named_children():
-            if name.endswith("_target"):
-                target.load_state_dict(getattr(self.algo.policy, name.removesuffix("_target")).state_dict())
-
-    def _plastic(self) -> Iterator[nn.Parameter]:
-        return (value for name, value in self.model.named_parameters() if "_target." not in name)
-
-    def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
-        """SB3's exploration while training, its `predict` while evaluating."""
-        seen = self._seen(obs)
-        if self._evaluating:
-            action, _ = self.algo.predict(seen, deterministic=greedy)
-            return action, carry, None
-        self.algo._last_obs = seen
-        action, stored = self.algo._sample_action(self.algo.learning_starts, self.algo.action_noise, len(obs))
-        return action, carry, stored
-
-    def observe(self, experience: Experience) -> None:
-        """Add a vector step to the replay buffer and let the schedules and target networks move on."""
-        ended = experience.terminated | experience.truncated
-        algo = self.algo
-        algo.num_timesteps += len(ended)
-        if self.normalizer is not None:
-            self.normalizer.update(experience.obs, experience.reward, ended)
-        cut = experience.truncated & ~experience.terminated
-        infos = [{"TimeLimit.truncated": bool(flag)} for flag in cut]
-        buffer: ReplayBuffer = algo.replay_buffer
-        buffer.add(experience.obs, experience.next_obs, experience.note, experience.reward, ended, infos)
-        self._progress()
-        algo._on_step()
-        algo._episode_num += int(ended.sum())
-        self._since_train += 1
-
-    def update(self) -> dict[str, float]:
-        """Learn every `train_freq` vector steps, once `learning_starts` steps are stored."""
-        algo = self.algo
-        if self._since_train < self.stride:
-            return {}
-        self._since_train = 0
-        if algo.num_timesteps - self._filled_from <= algo.learning_starts:
-            return {}
-        steps = algo.gradient_steps if algo.gradient_steps >= 0 else self.stride * self.interface.envs
-        return self._learn(batch_size=algo.batch_size, gradient_steps=steps) if steps > 0 else {}
-
-    def enter(self, visit: Visit) -> None:
-        """Empty the buffer where the rules say so; its learning then waits for `learning_starts` again."""
-        super().enter(visit)
-        if visit.rules.buffer == "reset" and visit.index > 1:
-            self.algo.replay_buffer.reset()
-            self._filled_from = self.algo.num_timesteps
-        if hasattr(self.algo, "exploration_schedule"):
-            self.algo.exploration_rate = self.algo.exploration_schedule(self.algo._current_progress_remaining)
-
-    def state_dict(self) -> State:
-        """With the filled rows of the replay buffer."""
-        buffer: Any = self.algo.replay_buffer
-        size = buffer.size()
-        rows = {
-            name: torch.from_numpy(value[:size]).clone()
-            for name, value in vars(buffer).items()
-            if isinstance(value, np.ndarray) and value.shape[:1] == (buffer.buffer_size,)
-        }
-        return {
-            **super().state_dict(),
-            "buffer": {"rows": rows, "pos": buffer.pos, "full": buffer.full},
-            "since_train": self._since_train,
-            "filled_from": self._filled_from,
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        buffer: Any = self.algo.replay_buffer
-        for name, rows in state["buffer"]["rows"].items():
-            getattr(buffer, name)[: len(rows)] = rows.numpy()
-        buffer.pos, buffer.full = state["buffer"]["pos"], state["buffer"]["full"]
-        self._since_train, self._filled_from = state["since_train"], state["filled_from"]
-
-
-def remember_rollouts(base: Any) -> Any:
-    """A rollout buffer that knows in `last` which minibatch it gave last."""
-
-    class Rollouts(base):  # type: ignore[misc]
-        last: Any = None
-
-        def get(self, batch_size: int | None = None) -> Iterator[Any]:
-            for self.last in super().get(batch_size):  # the name is what this is for
-                yield self.last
-
-    return Rollouts
-
-
-def remember_replays(base: Any) -> Any:
-    """A replay buffer that knows in `last` which minibatch it gave last."""
-
-    class Replays(base):  # type: ignore[misc]
-        last: Any = None
-
-        def sample(self, *args: Any, **kwargs: Any) -> Any:
-            self.last = super().sample(*args, **kwargs)
-            return self.last
-
-    return Replays
-
-
-class _Spaces(VecEnv):
-    """The right spaces for SB3's constructor, and an environment that is never stepped."""
-
-    def __init__(self, interface: Interface) -> None:
-        self.seen = _stored(interface.observation)
-        super().__init__(interface.envs, self.seen, copy.deepcopy(interface.action))
-
-    def reset(self) -> Any:
-        raise RuntimeError("the walk steps the environments")
-
-    def step_async(self, actions: Any) -> None:
-        self.reset()
-
-    def step_wait(self) -> Any:
-        self.reset()
-
-    def close(self) -> None:
-        return
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        self.reset()
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [None] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
-
-
-def _stored(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    if isinstance(space, spaces.MultiDiscrete):
-        return spaces.Box(0, (space.nvec - 1).astype(np.uint8), dtype=np.uint8)
-    return space
 
 
 def named(module: nn.Module, prefixes: list[str]) -> dict[str, nn.Parameter]:

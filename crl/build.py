@@ -20,7 +20,7 @@ import torch
 
 import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
-from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive
+from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
 
 AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN"}
 MONITORS = {
@@ -151,6 +151,7 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
         cls = _room("agents.adapt").adapt(cls)
     _check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
     _check_signature(cls, (interface, 0, device), options, "agent")
+    seed_streams(experiment.seed)  # for an agent that draws from them and does not seed itself
     try:
         agent: Agent = cls(interface, experiment.seed, device, **options)
     except (AssertionError, ValueError, TypeError, RuntimeError, MemoryError) as error:

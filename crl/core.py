@@ -326,13 +326,18 @@ def set_random_state(state: State) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def seed_streams(seed: int) -> None:
+    """Begin the global random streams anew."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextlib.contextmanager
 def aside(seed: int) -> Iterator[None]:
     """Run the block on random streams of its own; the global ones are as before when it ends."""
     before = random_state()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    seed_streams(seed)
     try:
         yield
     finally:

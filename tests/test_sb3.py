@@ -12,8 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.adapt import adapt
 from agents.dqn import DQN
 from agents.nets import OneHot
+from agents.off_policy import OffPolicy
+from agents.on_policy import OnPolicy
 from agents.ppo import PPO
-from agents.sb3 import OffPolicy, OnPolicy
 from crl.core import Rules, Visit
 from envs.engines import Sync
 from envs.gym import build, join

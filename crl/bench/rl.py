@@ -36,12 +36,12 @@ def bare(agent: str, env: str, steps: int) -> None:
     """Stable-Baselines3 alone, used as its documentation does."""
     sb3 = importlib.import_module("stable_baselines3")
     vectors = importlib.import_module("stable_baselines3.common.env_util")
-    nets, agents = importlib.import_module("agents.nets"), importlib.import_module("agents.sb3")
+    nets, agents = importlib.import_module("agents.nets"), importlib.import_module("agents.given")
     task = importlib.import_module("envs.gym").build(env=env, name=env, envs=ENVS)
     kwargs = importlib.import_module("agents.options").policy_kwargs(task.interface, {}, {})
     vector = vectors.make_vec_env(task.make, n_envs=ENVS, seed=0)
     if kwargs.get("features_extractor_class") is nets.OneHot:
-        vector.observation_space = agents._stored(task.interface.observation)
+        vector.observation_space = agents.stored(task.interface.observation)
     algorithm = {"ppo": sb3.PPO, "dqn": sb3.DQN}[agent]
     algorithm("MlpPolicy", vector, seed=0, device="cpu", policy_kwargs=kwargs, **SETTINGS[agent]).learn(steps)
 

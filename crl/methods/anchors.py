@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number, whole
 from crl.core import State, Visit, aside, derive, facing
-from crl.methods.method import Penalty, number, own_pass, plainly, whole
+from crl.methods.method import Penalty, own_pass, plainly
 
 MEMORY = "memory"
 SAMPLE = 5  # the name of a random stream

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number
 from crl.core import Agent, CrlError, NotYet, State, Task, Visit, add_facing
-from crl.methods.method import Method, number, plainly
+from crl.methods.method import Method, plainly
 from crl.methods.units import bare_linear, chains_of, draw, replace_part
 
 ARCHITECTURE = "architecture"

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from crl.checked import number, one_of, whole
 from crl.core import Agent, State, Visit
 from crl.hidden import hidden
 from crl.linalg import CurvatureError, effective_rank_to_raise
-from crl.methods.method import Method, Term, averaged, length, number, one_of, own_pass, whole
+from crl.methods.method import Method, Term, averaged, length, own_pass
 from crl.methods.shape import L2
 from crl.methods.units import refuse_shallow
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number, whole
 from crl.core import Agent, CrlError, State, Visit
 from crl.methods.memory import MEMORY, Taught
-from crl.methods.method import averaged, number, plainly, whole
+from crl.methods.method import averaged, plainly
 
 
 class GenerativeReplay(Taught):

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import whole
 from crl.core import Agent, CrlError, State, Visit
-from crl.methods.method import FromFirst, Method, whole
+from crl.methods.method import FromFirst, Method
 from crl.methods.renew import RENEWAL, STRUCTURAL
 from crl.methods.units import bare_linear, chains_of, draw, replace_part, weighted
 

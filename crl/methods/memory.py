@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from crl.checked import whole
 from crl.core import State, Visit, aside, derive, facing
-from crl.methods.method import Method, Term, own_pass, whole
+from crl.methods.method import Method, Term, own_pass
 
 MEMORY = "memory"
 FACE = 6  # the name of a random stream

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number
 from crl.core import Agent, CrlError, State, Visit, optimizers_of
 from crl.linalg.problem import steady
 
@@ -304,26 +305,3 @@ def plainly(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plainly(item) for item in value]
     return value
-
-
-def number(name: str, value: Any, least: float, most: float = float("inf")) -> float:
-    """Refuse what is not a number in a range."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-    if not fits or value == float("inf"):
-        limit = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
-        raise CrlError(f"{name}: {value!r} is not a number {limit}")
-    return float(value)
-
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """Refuse what is not a whole number of at least so much."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CrlError(f"{name}: {value!r} is not a whole number of at least {least}")
-    return value
-
-
-def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Refuse what is not one of a few words."""
-    if value not in choices:
-        raise CrlError(f"{name}: {value!r} is not {' or '.join(choices)}")
-    return str(value)

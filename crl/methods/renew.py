@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number, one_of, whole
 from crl.core import Agent, State, Visit, optimizers_of
-from crl.methods.method import FromFirst, length, number, one_of, refuse_distance, whole
+from crl.methods.method import FromFirst, length, refuse_distance
 from crl.methods.units import Units, Watch, Young, chains_of, draw, refuse_shallow, units_of, weighted
 
 RENEWAL = "renewal"

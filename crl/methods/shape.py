@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from crl.checked import number
 from crl.core import Agent, CrlError, optimizers_of
-from crl.methods.method import FromFirst, Method, Penalty, length, number, refuse_distance
+from crl.methods.method import FromFirst, Method, Penalty, length, refuse_distance
 from crl.methods.units import NORMS, chains_of, refuse_shallow, weighted
 
 WEIGHTS = "weights"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from crl.checked import truth, whole
 from crl.core import CrlError
 from crl.linalg import (
     CurvatureError,
@@ -29,7 +30,7 @@ from crl.linalg import (
 from crl.linalg.memory import available, graph, needed
 from crl.linalg.problem import rows
 from crl.linalg.spectrum import EPS, RELATIVE
-from crl.monitors.look import Look, View, problem_of, truth, whole
+from crl.monitors.look import Look, View, problem_of
 
 
 class Hessian(Look):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crl.checked import number
 from crl.core import CrlError
 from crl.hidden import Layer, hidden
 from crl.linalg import RANKS, CurvatureError
@@ -67,9 +68,7 @@ class Dormant(Look):
 
     def __init__(self, *, tau: float = 0.025, **look: Any) -> None:
         super().__init__(**look)
-        if not isinstance(tau, int | float) or isinstance(tau, bool) or tau < 0:
-            raise CrlError(f"tau: {tau!r} is not a number of at least 0")
-        self.tau = tau
+        self.tau = number("tau", tau, 0.0)
 
     def look(self, view: View) -> Mapping[str, float]:
         """`<network>/dormant`, `/dead` and `/active`, over all hidden layers."""

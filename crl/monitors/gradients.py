@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crl.checked import whole
 from crl.core import Boundary
 from crl.linalg import CurvatureError, Problem
 from crl.linalg.problem import flat, rows, steady
-from crl.monitors.look import Look, View, whole
+from crl.monitors.look import Look, View
 
 
 class GradientNorm(Look):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from crl.checked import truth, whole
 from crl.core import Boundary, CrlError, Experience, Task, facing
 from crl.hidden import networks
 from crl.linalg import CurvatureError, Problem
@@ -106,18 +107,3 @@ def problem_of(agent: Any, batch: Mapping[str, torch.Tensor], chunk: int | None 
     everything = {name: value for part in networks(agent).values() for name, value in part.items()}
     metric = getattr(agent, "metric", None)
     return Problem(agent.model, agent.outputs, agent.objective, batch, everything, metric, chunk)
-
-
-def truth(name: str, value: Any) -> bool:
-    """Refuse what is neither true nor false."""
-    if not isinstance(value, bool):
-        raise CrlError(f"{name}: {value!r} is not true or false")
-    return value
-
-
-def whole(name: str, value: Any, least: int, most: float = float("inf")) -> None:
-    """Refuse what is not a whole number of at least so much (and at most so much)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CrlError(f"{name}: {value!r} is not a whole number of at least {least}")
-    if value > most:
-        raise CrlError(f"{name}: {value} is too large; the most is {most}")
