@@ -12,7 +12,7 @@ import stable_baselines3 as sb3
 import torch
 from torch import Tensor, nn
 
-from agents.nets import bare_copy
+from agents.layers import bare_copy
 from agents.off_policy import OffPolicy
 from agents.sb3 import SB3Agent, named
 from crl.core import Experience

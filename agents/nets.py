@@ -1,186 +1,298 @@
-"""Networks, and the first layer that turns categories into numbers."""
+"""Networks that answer with logits: `NETS[name](shape, classes, **options)` for inputs of a shape."""
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import nn
+from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "leaky_relu": nn.LeakyReLU,
-}
+from agents.layers import ACTIVATIONS, DOUBLING, NORMS, Shape
+from agents.options import known, located
+from crl.core import CrlError
+
+INITS = ("torch", "kaiming")
 
 
-class OneHot(BaseFeaturesExtractor):
-    """Categories, stored as small integers, made one-hot on the way in: (batch, n) to (batch, sum of kinds).
+def mlp(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    hidden: Sequence[int] = (400, 400),
+    activation: str = "relu",
+    norm: str = "none",
+) -> nn.Sequential:
+    """Linear layers with activations between; an image is a vector to it.
 
-    >>> layer = OneHot(spaces.Box(0, 2, (2,)), kinds=[2, 3])
-    >>> layer(torch.tensor([[1.0, 2.0]])).tolist()
-    [[0.0, 1.0, 0.0, 0.0, 1.0]]
+    >>> [tuple(layer.weight.shape) for layer in mlp((1, 28, 28), 10, hidden=[400])[::2]]
+    [(400, 784), (10, 400)]
     """
-
-    offsets: torch.Tensor
-
-    def __init__(self, observation_space: spaces.Space[Any], kinds: list[int]) -> None:
-        super().__init__(observation_space, features_dim=sum(kinds))
-        first = torch.tensor([0, *kinds[:-1]]).cumsum(0)
-        self.register_buffer("offsets", first, persistent=False)
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """One row of ones and zeros for each row of codes."""
-        out = torch.zeros(obs.shape[0], self.features_dim, device=obs.device)
-        return out.scatter_(1, obs.long() + self.offsets, 1.0)
+    known("agent.net.activation", [activation], {**ACTIVATIONS, **DOUBLING})
+    known("agent.net.norm", [norm], NORMS)
+    widths = [math.prod(shape), *_widths("hidden", hidden, even=activation in DOUBLING)]
+    parts: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        parts += [nn.Linear(inputs, outputs), ACTIVATIONS.get(activation, nn.Identity)()]
+    chain, made = nn.Sequential(*parts, nn.Linear(widths[-1], classes)), Shape(norm, DOUBLING.get(activation))
+    return made.remake(chain) if made.changes else chain
 
 
-class CReLU(nn.Module):
-    """[relu(x), relu(-x)]: twice as many numbers, half of them never dead (Abbas et al. 2023, arXiv 2303.07507)."""
+def conv(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    channels: Sequence[int] = (32, 64, 128),
+    hidden: Sequence[int] = (128, 128),
+    activation: str = "relu",
+    norm: str = "none",
+) -> nn.Sequential:
+    """The network of Continual ImageNet (Dohare et al. 2024): convolutions (5x5, then 3x3) and max pooling, then dense.
 
-    doubles = True
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Both halves side by side."""
-        return torch.cat([torch.relu(x), torch.relu(-x)], 1)
-
-
-class Fourier(nn.Module):
-    """[sin x, cos x]: deep Fourier features (Lewandowski et al. 2024, arXiv 2410.20634)."""
-
-    doubles = True
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Both halves side by side."""
-        return torch.cat([torch.sin(x), torch.cos(x)], 1)
-
-
-DOUBLING: dict[str, type[nn.Module]] = {"crelu": CReLU, "fourier": Fourier}
-NORMS = ("none", "layer")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a chain of linear layers may have beside them: layer norm before, and activations that double.
-
-    Where an activation doubles, its layer is half as wide, so that what the next one reads stays as wide.
+    >>> sum(p.numel() for p in conv((3, 32, 32), 2).parameters())
+    177826
     """
-
-    norm: str = "none"
-    activation: type[nn.Module] | None = None
-
-    @staticmethod
-    def of(net: Mapping[str, Any]) -> Shape:
-        """The shape that `net:` asks for."""
-        return Shape(net.get("norm", "none"), DOUBLING.get(net.get("activation", "")))
-
-    @property
-    def changes(self) -> bool:
-        """Whether a plain chain is anything else."""
-        return self != Shape()
-
-    def remake(self, chain: nn.Sequential) -> nn.Sequential:
-        """The chain in this shape; its layers keep their first weights (or the first half of them)."""
-        parts: list[nn.Module] = []
-        for part, following in zip(chain, [*[*chain][1:], None], strict=True):
-            hidden = isinstance(part, nn.Linear) and following is not None
-            if hidden and self.activation is not None:
-                parts.append(_half(part))  # type: ignore[arg-type]
-            else:
-                last = not isinstance(part, nn.Linear)
-                parts.append(self.activation() if last and self.activation is not None else part)
-            if hidden and self.norm == "layer":
-                parts.append(nn.LayerNorm(parts[-1].out_features))  # type: ignore[arg-type]
-        return nn.Sequential(*parts)
-
-
-def _half(layer: nn.Linear) -> nn.Linear:
-    """The first half of a layer's units."""
-    half = nn.Linear(layer.in_features, layer.out_features // 2, bias=layer.bias is not None)
-    with torch.no_grad():
-        half.weight.copy_(layer.weight[: half.out_features])
-        if layer.bias is not None:
-            half.bias.copy_(layer.bias[: half.out_features])
-    return half
-
-
-def bare_copy(module: nn.Module) -> Any:
-    """A copy without the hooks of whoever watches the original."""
-    kept = [(part, part._forward_hooks, part._forward_pre_hooks) for part in module.modules()]
-    for part, _, _ in kept:
-        part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()
-    try:
-        return copy.deepcopy(module)
-    finally:
-        for part, after, before in kept:
-            part._forward_hooks, part._forward_pre_hooks = after, before
-
-
-class Heads(nn.Module):
-    """An output layer for each task, of which one answers. A new one starts as the first one once did."""
-
-    def __init__(self, first: nn.Module) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList([first])
-        self.current = 0
-        self._pristine = [copy.deepcopy(first)]  # in a list, so that it is not a submodule
-
-    def grow(self) -> list[nn.Parameter]:
-        """Add a head; its parameters are the optimizer's to be told of."""
-        self.heads.append(copy.deepcopy(self._pristine[0]))
-        return list(self.heads[-1].parameters())
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The answer of the current head."""
-        answer: torch.Tensor = self.heads[self.current](features)
-        return answer
+    inputs, places = _image(shape, "conv"), list(shape[1:])
+    act = _activation(activation)
+    parts: list[nn.Module] = []
+    for i, outputs in enumerate(_widths("channels", channels)):
+        size = 5 if i == 0 else 3
+        parts += [nn.Conv2d(inputs, outputs, size), *_norm(norm, outputs), act(), nn.MaxPool2d(2)]
+        places, inputs = [(side - size + 1) // 2 for side in places], outputs
+    if min(places) < 1:
+        raise CrlError(
+            f"agent.net: {len(channels)} convolutions with pooling leave nothing of a {shape[1]}x{shape[2]} image"
+        )
+    parts.append(nn.Flatten())
+    dense = mlp((inputs * math.prod(places),), classes, hidden=hidden, activation=activation, norm=_dense_norm(norm))
+    return nn.Sequential(*parts, *dense)
 
 
 class ResNet18(nn.Module):
     """The residual network of He et al. 2016 for small images: a 3x3 stem without pooling, four stages of two blocks.
 
+    `dense` puts layers between the pooled features and the answer: [512, 512] as in arXiv 2509.22335.
+
     >>> ResNet18(width=8)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self, outputs: int = 10, width: int = 64) -> None:
+    def __init__(
+        self,
+        outputs: int = 10,
+        width: int = 64,
+        *,
+        inputs: int = 3,
+        dense: Sequence[int] = (),
+        activation: str = "relu",
+        norm: str = "batch",
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, width), nn.ReLU())
+        self.stem = nn.Sequential(_conv(inputs, width, norm=norm), _activation(activation)())
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         stages = zip(widths, widths[1:], (1, 2, 2, 2), strict=False)
-        self.blocks = nn.Sequential(*(b for i, o, s in stages for b in (Block(i, o, s), Block(o, o, 1))))
-        self.head = nn.Linear(8 * width, outputs)
+        kind = {"activation": activation, "norm": norm}
+        self.blocks = nn.Sequential(
+            *(b for i, o, s in stages for b in (Block(i, o, s, **kind), Block(o, o, 1, **kind)))
+        )
+        if dense:
+            *layers, head = mlp((8 * width,), outputs, hidden=dense, activation=activation)
+            self.dense, self.head = nn.Sequential(*layers), head
+        else:
+            self.dense, self.head = nn.Sequential(), nn.Linear(8 * width, outputs)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of images, (batch, 3, height, width)."""
-        logits: torch.Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+    @property
+    def chains(self) -> list[list[str]]:
+        """The dense layers: methods on units act on these."""
+        return [[*(f"dense.{i}" for i in range(len(self.dense))), "head"]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images, (batch, channels, height, width)."""
+        logits: Tensor = self.head(self.dense(self.blocks(self.stem(images)).mean((2, 3))))
         return logits
 
 
 class Block(nn.Module):
     """Two convolutions and a way around them."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str = "relu", norm: str = "batch") -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(), _conv(outputs, outputs))
+        act = _activation(activation)
+        self.body = nn.Sequential(_conv(inputs, outputs, stride, norm=norm), act(), _conv(outputs, outputs, norm=norm))
         same = inputs == outputs and stride == 1
-        self.around = nn.Identity() if same else _conv(inputs, outputs, stride, 1)
-        self.relu = nn.ReLU()
+        self.around = nn.Identity() if same else _conv(inputs, outputs, stride, 1, norm=norm)
+        self.relu = act()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Both ways, added."""
-        out: torch.Tensor = self.relu(self.body(x) + self.around(x))
+        out: Tensor = self.relu(self.body(x) + self.around(x))
         return out
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))
+class ConvGRU(nn.Module):
+    """A convolutional gated recurrent network that reads an image band by band, from the top (and from the bottom).
+
+    The layout is ours, since arXiv 2603.04580 gives none: an image of height H is a sequence of `bands` frames of
+    H / bands rows. A cell with 3x3 convolutions keeps a state of `hidden` channels of a frame's size (Ballas et al.
+    2016): z, r = sigmoid(conv[x, h]), n = tanh(conv[x, r h]), h <- (1 - z) h + z n. The last state is pooled to 2 x 4
+    places, and a dense layer of `dense` units precedes the answer. With `both` a second cell reads from the bottom up,
+    and both last states are pooled.
+
+    >>> ConvGRU((1, 28, 28), 10, hidden=4)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        *,
+        hidden: int = 16,
+        bands: int = 4,
+        dense: int = 64,
+        both: bool = False,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        channels = _image(shape, "convgru")
+        if shape[1] % bands:
+            raise CrlError(f"agent.net.bands: an image of {shape[1]} rows is not cut into {bands} equal bands")
+        self.bands, self.hidden = bands, hidden
+        self.cells = nn.ModuleList(Cell(channels, hidden) for _ in range(1 + both))
+        self.pool = nn.AdaptiveAvgPool2d((2, 4))
+        self.dense = nn.Sequential(nn.Linear(8 * hidden * (1 + both), dense), _activation(activation)())
+        self.head = nn.Linear(dense, classes)
+
+    @property
+    def chains(self) -> list[list[str]]:
+        """The dense layers: methods on units act on these."""
+        return [["dense.0", "dense.1", "head"]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images, (batch, channels, height, width)."""
+        frames = images.chunk(self.bands, 2)
+        seen = []
+        for cell, order in zip(self.cells, (frames, frames[::-1]), strict=False):
+            state = images.new_zeros(len(images), self.hidden, *frames[0].shape[2:])
+            for frame in order:
+                state = cell(frame, state)
+            seen.append(self.pool(state).flatten(1))
+        logits: Tensor = self.head(self.dense(torch.cat(seen, 1)))
+        return logits
+
+
+class Cell(nn.Module):
+    """One step of a convolutional gated recurrent unit."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.gates = nn.Conv2d(inputs + hidden, 2 * hidden, 3, padding=1)
+        self.new = nn.Conv2d(inputs + hidden, hidden, 3, padding=1)
+
+    def forward(self, frame: Tensor, state: Tensor) -> Tensor:
+        """The next state."""
+        update, reset = torch.sigmoid(self.gates(torch.cat([frame, state], 1))).chunk(2, 1)
+        new = torch.tanh(self.new(torch.cat([frame, reset * state], 1)))
+        out: Tensor = state + update * (new - state)
+        return out
+
+
+def _resnet18(
+    shape: Sequence[int],
+    classes: int,
+    *,
+    width: int = 64,
+    dense: Sequence[int] = (),
+    activation: str = "relu",
+    norm: str = "batch",
+) -> nn.Module:
+    """ResNet-18 for small images."""
+    width, dense = _widths("width", [width])[0], _widths("dense", dense)
+    return ResNet18(classes, width, inputs=_image(shape, "resnet18"), dense=dense, activation=activation, norm=norm)
+
+
+def _biconvgru(shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
+    """ConvGRU that reads from both ends."""
+    return ConvGRU(shape, classes, both=True, **options)
+
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "resnet18": _resnet18,
+    "convgru": ConvGRU,
+    "biconvgru": _biconvgru,
+}
+
+
+def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Module:
+    """The network that `agent.net` asks for: a short name, or the import path of something called like those here."""
+    options = dict(net)
+    use, init = options.pop("use", "mlp"), options.pop("init", "torch")
+    known("agent.net.init", [init], INITS)
+    make = NETS[use] if use in NETS else located(use, "agent.net.use", NETS)
+    own = ConvGRU if use == "biconvgru" else make
+    free = [n for n, p in inspect.signature(own).parameters.items() if p.kind is p.KEYWORD_ONLY and n != "both"]
+    if use in NETS:
+        known("agent.net", options, free)
+    try:
+        model = make(tuple(shape), classes, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise CrlError(f"agent.net: {use} refuses these settings: {str(error).splitlines()[0]}") from None
+    if not isinstance(model, nn.Module):
+        raise CrlError(f"agent.net.use: {use} gives no torch module")
+    if init == "kaiming":
+        model.apply(_kaiming)
+    return model
+
+
+def _kaiming(part: nn.Module) -> None:
+    """Weights uniform with variance 2 / inputs, biases zero (He et al. 2015)."""
+    if isinstance(part, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_uniform_(part.weight, nonlinearity="relu")
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def _widths(name: str, values: Any, even: bool = False) -> list[int]:
+    given = list(values) if isinstance(values, list | tuple) else [values]
+    for value in given:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CrlError(f"agent.net.{name}: {value!r} is not a whole number of at least 1")
+        if even and value % 2:
+            raise CrlError(f"agent.net.{name}: {value} cannot be halved, as its activation needs")
+    return given
+
+
+def _image(shape: Sequence[int], name: str) -> int:
+    """The channels of an image."""
+    if len(shape) != 3:
+        raise CrlError(
+            f"agent.net.use: {name} reads images (channels, height, width), and what is seen is {tuple(shape)}"
+        )
+    return int(shape[0])
+
+
+def _activation(name: str) -> type[nn.Module]:
+    known("agent.net.activation", [name], ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def _dense_norm(norm: str) -> str:
+    return norm if norm in NORMS else "none"
+
+
+def _norm(name: str, channels: int) -> list[nn.Module]:
+    """A norm after a convolution: over the batch, or (`layer`) over all of an image's channels and places."""
+    known("agent.net.norm", [name], ("none", "batch", "layer"))
+    if name == "none":
+        return []
+    return [nn.BatchNorm2d(channels) if name == "batch" else nn.GroupNorm(1, channels)]
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, size: int = 3, norm: str = "batch") -> nn.Sequential:
+    layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=norm == "none")
+    return nn.Sequential(layer, *_norm(norm, outputs))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import operator
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from agents.nets import ACTIVATIONS, DOUBLING, NORMS, OneHot
+from agents.layers import ACTIVATIONS, DOUBLING, NORMS, OneHot
 from agents.optimizers import find
-from crl.core import CrlError, Interface
+from crl.core import CrlError, Interface, brief
 
 OURS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self", "use_sde"}
 
@@ -63,6 +66,19 @@ def known(place: str, given: Any, known: Any) -> None:
             near = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
             raise CrlError(f"{place}: unknown {name!r}; {hint}")
+
+
+def located(path: Any, place: str, short: Any) -> Any:
+    """What an import path names."""
+    module_name, _, name = str(path).replace(":", ".").rpartition(".")
+    if not module_name:
+        known(place, [path], short)
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # a module may fail in any way
+        raise CrlError(f"{place}: cannot import {path!r}: {brief(error)}") from error
 
 
 def line(name: str, ends: Mapping[str, float]) -> Any:

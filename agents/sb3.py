@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from agents.given import Spaces, remember_replays, remember_rollouts
-from agents.nets import Heads, Shape
+from agents.layers import Heads, Shape
 from agents.normalize import Normalizer
 from agents.options import check_options, known, line, policy_kwargs
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
@@ -40,6 +40,7 @@ COUNTERS = (
 class SB3Agent:
     """What the on-policy and off-policy agents share: construction, boundaries, state."""
 
+    learns_from = "transitions"
     algorithm: ClassVar[type[BaseAlgorithm]]
     defaults: ClassVar[Mapping[str, Any]] = {}
 

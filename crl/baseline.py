@@ -25,11 +25,12 @@ def add_baseline(
         alone = RunFolder(folder.path / "baseline" / f"task-{column}")
         first = plan.order.index(column)
         if not (alone.occupied and alone.manifest()["status"] == "finished"):
-            entry = _only(experiment, task.name, plan.steps[first])
-            single = config.read(
-                {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "tasks": [entry]}
-            )
-            alone.create(single.plain(), {"status": "new"}, overwrite=True)
+            alike = {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": []}
+            if experiment.stream:
+                single = config.read({**alike, "stream": {**experiment.stream, "only": column + 1}})
+            else:
+                single = config.read({**alike, "tasks": [_only(experiment, task.name, plan.steps[first])]})
+            alone.create(single.plain(), {"status": "new", "measure": plan.measure}, overwrite=True)
             walk(build.build(single), alone)
         base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)
         ratio = metrics.forward_transfer_ratio(areas[first].value, base)

@@ -22,7 +22,7 @@ import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
 
-AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN"}
+AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN", "classifier": "agents.classifier.Classifier"}
 MONITORS = {
     "hessian": "crl.monitors.curvature.Hessian",
     "ggn": "crl.monitors.curvature.GGN",
@@ -72,6 +72,7 @@ METHODS = {
     "agem": "crl.methods.memory.AGEM",
     "der": "crl.methods.memory.DER",
 }
+COMMON = ("batch", "epochs", "samples", "augment", "joint", "only")  # what every stream takes
 METHOD = 4  # the name of a random stream, beside the visits' (1), evaluation's (2) and the monitors' (3)
 
 
@@ -90,6 +91,11 @@ class Plan:
     device: str
 
     @property
+    def measure(self) -> str:
+        """What scores are: return, or accuracy."""
+        return getattr(self.tasks[0], "measure", "return")
+
+    @property
     def visits(self) -> list[Visit]:
         """The walk, visit by visit."""
         total, start, visits = sum(self.steps), 0, []
@@ -104,15 +110,19 @@ def build(experiment: Experiment) -> Plan:
     """Build everything that a walk needs."""
     torch.set_num_threads(experiment.threads)
     device = _device(experiment.device)
-    tasks, order, steps = build_tasks(experiment)
-    interface = _room("envs.gym").join(tasks)
+    if experiment.stream:
+        tasks, order, steps = build_stream(experiment)
+        interface = tasks[0].interface
+    else:
+        tasks, order, steps = build_tasks(experiment)
+        interface = _room("envs.gym").join(tasks)
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
     methods = build_methods(experiment, agent)
     monitors = build_monitors(experiment.monitors)
     if getattr(agent, "stride", 1) < 1:
         raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
-    stride = getattr(agent, "stride", 1) * interface.envs
+    stride = 1 if experiment.stream else getattr(agent, "stride", 1) * interface.envs
     rounded = [-(-budget // stride) * stride for budget in steps]
     return Plan(experiment, tasks, order, rounded, interface, agent, methods, monitors, device)
 
@@ -143,6 +153,17 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
     return list(tasks.values()), [names.index(name) for name, _ in walk], [steps for _, steps in walk]
 
 
+def build_stream(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:
+    """(the tasks of a dataset's stream, the task of each visit, the samples of each visit)."""
+
+    def choose(make: Any, options: Mapping[str, Any]) -> None:
+        _check_signature(make, (None, None), dict(options), "stream", COMMON)
+
+    samples = experiment.evaluation.samples
+    tasks, steps = _at("stream", _room("envs.images").build, experiment.stream, experiment.seed, samples, choose)
+    return tasks, [*range(len(tasks))] * experiment.repeat, steps * experiment.repeat
+
+
 def build_agent(experiment: Experiment, interface: Interface, device: str) -> Agent:
     """The agent, checked against its contract."""
     options = dict(experiment.agent)
@@ -150,6 +171,10 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     if cls.__module__.startswith(("stable_baselines3.", "sb3_contrib.")):
         cls = _room("agents.adapt").adapt(cls)
     _check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
+    wanted = "pairs" if experiment.stream else "transitions"
+    if getattr(cls, "learns_from", wanted) != wanted:
+        what = "labelled pairs; use classifier" if experiment.stream else "transitions; use ppo or dqn"
+        raise CrlError(f"agent: {cls.__name__} learns from {cls.learns_from}, and this sequence gives {what}")
     _check_signature(cls, (interface, 0, device), options, "agent")
     seed_streams(experiment.seed)  # for an agent that draws from them and does not seed itself
     try:
@@ -278,11 +303,13 @@ def _check_contract(cls: Any, methods: tuple[str, ...], place: str) -> None:
         raise CrlError(f"{place}: {cls.__module__}.{cls.__name__} lacks {', '.join(f'{name}()' for name in lacking)}")
 
 
-def _check_signature(cls: Any, args: tuple[Any, ...], options: dict[str, Any], place: str) -> None:
+def _check_signature(
+    cls: Any, args: tuple[Any, ...], options: dict[str, Any], place: str, others: tuple[str, ...] = ()
+) -> None:
     signature = inspect.signature(cls)
     ours = list(signature.parameters)[: len(args)]
     names, open_ended = _options(cls, signature)
-    free = [name for name in names if name not in ours]
+    free = [*(name for name in names if name not in ours), *others]
     for name in options:
         if name in ours or (name not in free and not open_ended):
             raise CrlError(

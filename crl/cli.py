@@ -45,8 +45,11 @@ class _Parser(argparse.ArgumentParser):
 def _train(arguments: argparse.Namespace) -> int:
     from crl import run
 
+    source = arguments.env_seq or arguments.data_seq
+    if arguments.data is not None and arguments.env_seq:
+        raise CrlError("--data names the dataset of a --data-seq; environments have none")
     done = run.train(
-        arguments.env_seq,
+        source,
         out=arguments.out,
         overwrite=arguments.overwrite,
         verbosity=arguments.verbosity,
@@ -107,6 +110,34 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def _data_status(arguments: argparse.Namespace) -> int:
+    print("\n".join(_datasets().status()))
+    return 0
+
+
+def _data_fetch(arguments: argparse.Namespace) -> int:
+    _datasets().fetch(arguments.name)
+    return 0
+
+
+def _data_import(arguments: argparse.Namespace) -> int:
+    _datasets().import_files(arguments.name, arguments.path)
+    return 0
+
+
+def _datasets() -> Any:
+    import importlib
+
+    return importlib.import_module("envs.datasets")
+
+
+def _correlate(arguments: argparse.Namespace) -> int:
+    from crl import correlate
+
+    print(correlate.correlate(arguments.runs, arguments.out).table())
+    return 0
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from crl import plan
 
@@ -133,6 +164,8 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
     from crl import config
 
     changes: list[tuple[str, Any]] = []
+    if arguments.data is not None:
+        changes.append(("stream.data", arguments.data))
     if arguments.agent is not None:
         changes.append(("agent", {"use": arguments.agent}))
     if arguments.method:
@@ -151,9 +184,17 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="crl", description="Continual reinforcement learning that looks inside.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_walking, _looking, _data, _benches):
+        add(commands)
+    return parser
 
-    train = commands.add_parser("train", help="walk an agent through a sequence of environments")
-    train.add_argument("--env-seq", required=True, metavar="YAML", help="a file, or the name of a shipped config")
+
+def _walking(commands: Any) -> None:
+    """The commands that walk."""
+    train = commands.add_parser("train", help="walk an agent through environments, or through slices of a dataset")
+    what = train.add_mutually_exclusive_group(required=True)
+    what.add_argument("--env-seq", metavar="YAML", help="environments: a file, or the name of a shipped config")
+    what.add_argument("--data-seq", metavar="YAML", help="slices of a dataset: a file, or the name of a shipped config")
     train.add_argument("--out", default="runs", help="where runs go (default: runs)")
     train.add_argument("--overwrite", action="store_true", help="drop the run that is there already")
     _settings(train)
@@ -170,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     _settings(check)
     check.set_defaults(command=_check)
 
+
+def _looking(commands: Any) -> None:
+    """The commands that look at runs, and at what there is."""
     evaluate = commands.add_parser("eval", help="evaluate a checkpoint on every task")
     evaluate.add_argument("run", help="a run's folder")
     evaluate.add_argument("--visit", type=int, help="after which visit (0: before the first; default: the last)")
@@ -186,12 +230,34 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="print JSON, the spectra whole")
     probe.set_defaults(command=_probe, options=[])
 
+    correlate = commands.add_parser("correlate", help="does collapse go with forgetting, or with what is learned next?")
+    correlate.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, or folders that hold such")
+    correlate.add_argument("--out", default="correlation", help="where tables and figures go (default: correlation)")
+    correlate.set_defaults(command=_correlate)
+
     listing = commands.add_parser("list", help="what there is: agents, envs, configs, methods, monitors")
     listing.add_argument("what", choices=("agents", "envs", "configs", "methods", "monitors"))
     listing.set_defaults(command=_list)
 
+
+def _data(commands: Any) -> None:
+    """The datasets."""
+    data = commands.add_parser("data", help="the datasets: what is here, download, take files that you have")
+    verbs = data.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("status", help="which are here, and where").set_defaults(command=_data_status)
+    fetch = verbs.add_parser("fetch", help="download one, checked by its official checksums; goes on where it stopped")
+    fetch.add_argument("name", help="mnist, fashion_mnist, cifar10, cifar100")
+    fetch.set_defaults(command=_data_fetch)
+    take = verbs.add_parser("import", help="take files that you have, checked in the same way")
+    take.add_argument("name", help="mnist, fashion_mnist, cifar10, cifar100")
+    take.add_argument("path", help="an archive, or the folder that holds the files")
+    take.set_defaults(command=_data_import)
+
+
+def _benches(commands: Any) -> None:
+    """Benchmarks and studies."""
     bench = commands.add_parser("bench", help="side-by-side benchmarks, and studies of the methods")
-    bench.add_argument("what", choices=("rl", "curvature", "methods", *STUDIES))
+    bench.add_argument("what", choices=("rl", "curvature", "methods", "supervised", *STUDIES))
     bench.add_argument("--pairs", type=int, help="how often each side runs (default: the bench's own)")
     bench.add_argument("--steps", type=int, help="environment steps of each run (default: the bench's own)")
     bench.add_argument("--seeds", type=int, help="of a study: runs of each method (default: 5)")
@@ -199,10 +265,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--jobs", type=int, help="of a study: runs at once (default: as many as there are cores)")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(command=_bench)
-    return parser
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", help="of a --data-seq: mnist, cifar100, shapes (built in), a folder, an import path")
     parser.add_argument("--agent", help="ppo, dqn, or an import path such as stable_baselines3.A2C or my_agent.MyAgent")
     parser.add_argument("--method", action="append", help="l2_er, ewc, ... or an import path; may be given again")
     parser.add_argument("--monitor", action="append", help="instead of the config's monitors; or none")

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -53,18 +54,29 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """How every task is evaluated: at each boundary, and every so many steps where asked."""
+    """Which tasks are evaluated at each boundary (and every so many steps where asked), and on how much."""
 
     episodes: int = at_least(1, 20)
     greedy: bool = False
     every: int = at_least(0, 0)
+    samples: int = at_least(0, 0)  # test images of each task; 0 is all
+    of: str = field(default="all", metadata={"choices": ("all", "seen", "own")})
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Which checkpoints there are: in the middle of visits every so many steps, and how many boundaries' are kept."""
+
+    every: int = at_least(0, 0)
+    keep: int = at_least(0, 0)  # the latest; 0 is all
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One YAML, whole. All but `tasks` has a default."""
+    """One YAML, whole: a list of environments (`tasks`) or a dataset's slices (`stream`). The rest has defaults."""
 
-    tasks: list[TaskSpec]
+    tasks: list[TaskSpec] = field(default_factory=list)
+    stream: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     repeat: int = at_least(1, 1, most=10_000)
     seed: int = at_least(0, 0, most=2**32 - 1)
@@ -76,6 +88,7 @@ class Experiment:
     methods: list[Any] = field(default_factory=list)
     monitors: list[Any] = field(default_factory=lambda: [{"use": use} for use in BY_DEFAULT])
     evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
     baseline: str = field(default="none", metadata={"choices": ("none", "fresh")})
 
     def plain(self) -> dict[str, Any]:
@@ -161,7 +174,7 @@ def read(source: str | Path | Mapping[str, Any], changes: Sequence[tuple[str, An
         default_name = re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.") or "experiment"
         data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise CrlError(f"{source}: an experiment is a mapping with at least `tasks:`, not {in_words(data)}")
+        raise CrlError(f"{source}: an experiment is a mapping with `tasks:` or `stream:`, not {in_words(data)}")
     data.setdefault("monitors", list(BY_DEFAULT))
     for place, value in changes:
         _put(data, place, value)
@@ -170,8 +183,9 @@ def read(source: str | Path | Mapping[str, Any], changes: Sequence[tuple[str, An
     experiment: Experiment = parse(Experiment, data)
     if not re.fullmatch(r"[\w+-][\w.+-]{0,59}", experiment.name):
         raise CrlError(f"name: {experiment.name!r} names a folder: at most 60 letters, digits, '.', '_', '+' and '-'")
-    if not experiment.tasks:
-        raise CrlError("tasks: the list is empty; a sequence has at least one task")
+    if bool(experiment.tasks) == bool(experiment.stream):
+        both = "has both `tasks:` and `stream:`" if experiment.tasks else "has neither `tasks:` nor `stream:`"
+        raise CrlError(f"{experiment.name}: {both}; a walk goes through environments or through slices of a dataset")
     return experiment
 
 
@@ -240,7 +254,13 @@ def _shorthands(data: dict[str, Any]) -> None:
         return parse(dict[str, Any], item, place)
 
     agent = whole(data.get("agent") or {}, "agent")
-    data["agent"] = {"use": "ppo", **agent}
+    data["agent"] = {"use": "classifier" if data.get("stream") else "ppo", **agent}
+    if data.get("stream"):
+        data["stream"] = {"use": "split", **whole(data["stream"], "stream")}
+        data.setdefault("threads", os.cpu_count() or 1)  # part of the result: written out
+        if "data" not in data["stream"]:
+            raise CrlError("stream: `data` is missing: mnist, cifar100, shapes, a folder, or an import path")
+        parse(str, data["stream"]["data"], "stream.data")
     for part in ("methods", "monitors"):
         items = data.get(part) or []
         if not isinstance(items, list):

@@ -68,7 +68,7 @@ class Visit:
 
     index: int
     task: Task
-    steps: int  # the budget, in environment steps over all copies
+    steps: int  # the budget, in environment steps over all copies, or in samples
     seed: int  # the root of this visit's random streams
     start: int = 0  # environment steps taken in the walk before this visit
     total: int = 0  # environment steps of the whole walk
@@ -99,8 +99,23 @@ class Experience:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Labelled examples, tensors on the agent's device: the experience that a dataset's task hands over.
+
+    `answers` says which classes there are to choose from: (classes,) for all rows, or (rows, classes).
+    """
+
+    obs: torch.Tensor
+    label: torch.Tensor
+    answers: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Tick:
-    """What a task reports while it trains: steps taken so far in this visit, and numbers by name."""
+    """What a task reports while it trains: steps taken so far in this visit, and numbers by name.
+
+    One without numbers is a safe point to stop at, and nothing else.
+    """
 
     steps: int
     numbers: Mapping[str, float]
@@ -108,7 +123,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation found: the return and length of each episode, or why there is none."""
+    """What an evaluation found: the return and length of each episode (or one accuracy), or why there is none."""
 
     returns: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -162,19 +177,24 @@ class Agent(Protocol):
     once through the data at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher;
     `rehearse(batch)`, the mean loss of a replayed batch, whose rows hold what of the minibatch `remembers` names,
     and their `outputs` of then; and `rebuilt()`, called when the model has grown, which has the new parameters
-    learned and target networks made anew.
+    learned and target networks made anew. `apart`, where it is true, says that tasks are answered by outputs of their
+    own (heads, masks), for which the agent is to face a task; `decay` is the strength of an L2 penalty that the agent
+    adds to its gradients by itself, which `l2` then raises instead. `learns_from` is `transitions` or `pairs`: a
+    sequence that gives the other is refused.
     """
 
-    def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
-        """(actions, the next carry, a note that comes back in `observe`) for a batch of observations.
+    def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
+        """(actions, the next carry, a note that comes back in `observe`) for a batch of observations, an array.
+
+        A dataset's task asks with a tensor, with no carry, and has no use for a note: actions are classes.
 
         The carry is a recurrent state: None at the start of a visit or an evaluation, then whatever `act` made of
         it, a tensor or a tuple of them whose leading axis is the copies; rows whose episode ended come back zero.
         """
         ...
 
-    def observe(self, experience: Experience) -> None:
-        """Take in one vector step."""
+    def observe(self, experience: Any) -> None:
+        """Take in one vector step (an `Experience`), or a batch of labelled examples (`Pairs`)."""
         ...
 
     def update(self) -> Mapping[str, float]:
@@ -195,6 +215,7 @@ class Task(Protocol):
     """A source of experience. The task drives, the walk iterates."""
 
     name: str
+    measure: str  # what its scores are: return, or accuracy
     interface: Interface  # of this task alone, before it is joined with the others'
 
     def train(self, agent: Agent, visit: Visit) -> Iterator[Tick]:
@@ -205,8 +226,8 @@ class Task(Protocol):
         """Evaluate on copies of its own; changes neither the agent nor any random stream of training."""
         ...
 
-    def sample(self, agent: Agent, seed: int, size: int) -> Experience:
-        """Experience of the agent as it is, on copies of its own, for monitors to look at."""
+    def sample(self, agent: Agent, seed: int, size: int) -> Any:
+        """Experience (or `Pairs`) of the agent as it is, on copies of its own, for monitors to look at."""
         ...
 
     def state_dict(self) -> State:
@@ -230,18 +251,18 @@ class Boundary:
     seed: int
     size: int = 512  # samples that `experience` holds
     tell: Callable[[str], None] = field(default=lambda what: None, repr=False, compare=False)  # what takes a while
-    _seen: dict[tuple[str, int], Experience] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def task(self) -> Task:
         """The task being entered or left."""
         return self.visit.task
 
-    def experience(self, task: Task | None = None, size: int | None = None) -> Experience:
+    def experience(self, task: Task | None = None, size: int | None = None) -> Any:
         """Fresh experience of the agent on a task (by default the boundary's own), sampled once for all monitors."""
         task, size = task or self.task, size or self.size
         if (task.name, size) not in self._seen:
-            self.tell(f"{size:,} steps on {task.name}")
+            self.tell(f"{size:,} samples of {task.name}")
             self._seen[task.name, size] = task.sample(self.agent, self.seed, size)
         return self._seen[task.name, size]
 

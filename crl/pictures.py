@@ -39,8 +39,10 @@ def number(value: float) -> str:
     return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f}"
 
 
-def draw_matrix(rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]) -> Figure:
-    """Mean returns as coloured cells: a row for each boundary, a column for each task.
+def draw_matrix(
+    rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int], measure: str = "mean return"
+) -> Figure:
+    """Mean returns (or accuracies) as coloured cells: a row for each boundary, a column for each task.
 
     The first row comes before any training; `visited` names the column trained before each later row, which
     gets a box. One scale of colours holds for all cells; a grey cell was not evaluated.
@@ -71,7 +73,7 @@ def draw_matrix(rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visi
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label="mean return", shrink=0.9).outline.set_visible(False)
+    figure.colorbar(image, ax=axes, label=measure, shrink=0.9).outline.set_visible(False)
     return figure
 
 

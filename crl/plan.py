@@ -20,11 +20,14 @@ TRIAL = 1.5  # seconds that an estimate may take
 def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
     """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
     plan = build.build(config.read(source, changes))
-    experiment, evaluation = plan.experiment, plan.experiment.evaluation
-    lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} steps"]
+    experiment = plan.experiment
+    unit = "samples" if experiment.stream else "steps"
+    lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} {unit}"]
     for visit in plan.visits:
         again = plan.order[: visit.index - 1].count(plan.order[visit.index - 1])
-        lines.append(f"  {visit.index:>3}. {visit.task.name}  {visit.steps:,} steps" + ("  (again)" if again else ""))
+        about = getattr(visit.task, "about", "")
+        said = f"  {visit.steps:,} {unit}" + (f"  ({about})" if about else "") + ("  (again)" if again else "")
+        lines.append(f"  {visit.index:>3}. {visit.task.name}{said}")
     rules = ", ".join(f"{name} {value}" for name, value in experiment.plain()["boundary"].items())
     observation = str(plan.interface.observation)
     lines += [
@@ -33,7 +36,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
         f"boundary  {rules}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",
-        f"evaluated {evaluation.episodes} episodes a task, {'greedy' if evaluation.greedy else 'sampled'}",
+        f"evaluated {_evaluated(experiment)}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
     ]
     return "\n".join(lines)
@@ -56,8 +59,10 @@ def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, r
         score = task.evaluate(plan.agent, seed, episodes or evaluation.episodes, greedy)
         reason = f"  ({score.reason})" if score.reason else ""
         lines.append(f"  {task.name:<40} {score.mean:8.3f}{reason}")
-        if render and not score.reason:
+        if render and not score.reason and not plan.experiment.stream:
             pictures += task.film(plan.agent, seed, greedy)  # type: ignore[attr-defined]  # environments have one
+    if render and plan.experiment.stream:
+        raise CrlError("--render: pictures that are classified make no film")
     if render:
         _gif(pictures, Path(render))
         lines.append(f"wrote {render}: {len(pictures)} frames")
@@ -124,10 +129,25 @@ def _estimate(plan: build.Plan) -> float:
             if time.perf_counter() - began > TRIAL:
                 break
     learning = (time.perf_counter() - began) / steps - 1 / speeds[plan.order[0]]  # beside the environment's steps
+    learning = max(learning, 0.0)
     training = sum(n * (learning + 1 / speeds[j]) for n, j in zip(plan.steps, plan.order, strict=True))
-    episodes = plan.experiment.evaluation.episodes * (len(plan.order) + 1)
+    rows, evaluation = len(plan.order) + 1, plan.experiment.evaluation
+    if plan.experiment.stream:  # an image is answered three times as fast as it is learned
+        images = [task.tested for task in plan.tasks]  # type: ignore[attr-defined]
+        share = {"all": rows, "seen": rows / 2, "own": 1}[evaluation.of]
+        return float(training + learning / 3 * share * sum(images))
+    episodes = evaluation.episodes * rows
     looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
     return float(training + looking)
+
+
+def _evaluated(experiment: config.Experiment) -> str:
+    """On what, in words."""
+    asked = experiment.evaluation
+    if not experiment.stream:
+        return f"{asked.episodes} episodes a task, {'greedy' if asked.greedy else 'sampled'}"
+    tasks = {"all": "every task", "seen": "every task so far", "own": "the visit's own task"}[asked.of]
+    return f"{tasks}, on {f'{asked.samples:,}' if asked.samples else 'all'} of its test images"
 
 
 def _parameters(agent: Any) -> str:

@@ -48,8 +48,8 @@ class Walk:
         self.rows: list[list[float]] = []
         self.step = 0
         self.jsonl = sinks.Jsonl(folder.records, offset)
-        self.board = sinks.TensorBoard(folder.tensorboard, self.names)
-        self.terminal = sinks.Terminal(verbosity=verbosity, visits=len(plan.order), total_steps=sum(plan.steps))
+        self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure)
+        self.terminal = sinks.Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
         self.asked_to_stop = ""
         self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
@@ -86,25 +86,33 @@ class Walk:
             self.spent[name] = self.spent.get(name, 0.0) + value
 
     def _train(self, visit: Visit) -> None:
-        clock, before = time.perf_counter(), visit.done
+        clock, logged, before = time.perf_counter(), visit.done, visit.done
         for tick in visit.task.train(self.agent, visit):
             self.step = visit.start + tick.steps
-            now = time.perf_counter()
-            rate = (tick.steps - before) / max(now - clock, 1e-9)
-            clock, last = now, before
-            before = tick.steps
-            numbers = {**tick.numbers, **self._methods_did()}
-            numbers |= {"time/steps_per_second": rate, "walk/visit": float(visit.index)}
-            self._log(numbers, visit.index, visit.task.name)
-            self._refuse_nan(tick.numbers, visit)
-            self.terminal.progress(tick.steps, tick.numbers.get("train/return", math.nan))
-            self.terminal.numbers(numbers)
-            every = self.experiment.evaluation.every
-            if every and (visit.start + last) // every < self.step // every and tick.steps < visit.steps:
+            last, before = before, tick.steps
+            if tick.numbers:
+                now = time.perf_counter()
+                rate = (tick.steps - logged) / max(now - clock, 1e-9)
+                clock, logged = now, tick.steps
+            if tick.numbers:
+                numbers = {**tick.numbers, **self._methods_did()}
+                numbers |= {"time/steps_per_second": rate, "walk/visit": float(visit.index)}
+                self._log(numbers, visit.index, visit.task.name)
+                self._refuse_nan(tick.numbers, visit)
+                self.terminal.numbers(numbers)
+            self.terminal.progress(tick.steps, tick.numbers.get(f"train/{self.plan.measure}"))
+            if tick.steps >= visit.steps:
+                continue
+            if self._passed(self.experiment.evaluation.every, visit.start + last):
                 self._evaluate(visit.index, "during")
-            if self.asked_to_stop and tick.steps < visit.steps:
+            if self.asked_to_stop or self._passed(self.experiment.checkpoint.every, visit.start + last):
                 self._checkpoint(visit.index - 1, tick.steps)
+            if self.asked_to_stop:
                 raise Stopped
+
+    def _passed(self, every: int, last: int) -> bool:
+        """Whether a multiple of `every` steps lies between the last safe point and this one."""
+        return bool(every) and last // every < self.step // every
 
     def _methods_did(self) -> dict[str, float]:
         """What the methods did since the last tick, and how long that took."""
@@ -144,16 +152,25 @@ class Walk:
         evaluation = self.experiment.evaluation
         row = []
         for column, task in enumerate(self.plan.tasks):
+            if not self._asked(column, visit):
+                row.append(math.nan)
+                continue
             seed = derive(self.experiment.seed, EVALUATE, column)  # the same episodes in every row
             score = task.evaluate(self.agent, seed, evaluation.episodes, evaluation.greedy)
-            numbers = {"eval/return": score.mean}
+            numbers = {f"eval/{self.plan.measure}": score.mean}
             if score.lengths:
                 numbers["eval/length"] = float(np.mean(score.lengths))
-            if score.reason:
+            if score.reason and score.reason not in self.told:
                 self.terminal.note(f"{task.name}: not evaluated: {score.reason}")
+                self.told.add(score.reason)
             self._log(numbers, visit, task.name, phase)
             row.append(score.mean)
         return row
+
+    def _asked(self, column: int, visit: int) -> bool:
+        """Whether a task is evaluated during or after a visit: all are, or those seen so far, or the visit's own."""
+        of, order = self.experiment.evaluation.of, self.plan.order
+        return of == "all" or column in (order[:visit] if of == "seen" else order[max(visit - 1, 0) : visit])
 
     def _boundary_row(self, index: int, visit: Visit | None) -> None:
         self.rows.append(self._evaluate(index, "end" if visit else "init"))
@@ -208,6 +225,7 @@ class Walk:
             "random": random_state(),
         }
         self.folder.save(self.folder.stopped if done else self.folder.boundary(visit), state)
+        self.folder.keep(self.experiment.checkpoint.keep)
 
     def restore(self, state: State) -> None:
         """Become what the walk was when this checkpoint was taken."""
@@ -327,6 +345,7 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
     experiment = plan.experiment
     return {
         "status": "new",
+        "measure": plan.measure,
         "digest": experiment.digest,
         "seed": experiment.seed,
         "threads": experiment.threads,
@@ -336,6 +355,7 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
         "methods": build.resolved(build.METHODS, experiment.methods),
         "monitors": build.resolved(build.MONITORS, experiment.monitors),
         "tasks": [task.name for task in plan.tasks],
+        "about": {task.name: about for task in plan.tasks if (about := getattr(task, "about", ""))},
         "visits": [{"task": visit.task.name, "steps": visit.steps, "seed": visit.seed} for visit in plan.visits],
         "observation": str(plan.interface.observation)[:200],
         "action": str(plan.interface.action),

@@ -23,6 +23,7 @@ from crl.core import CrlError, Record
 from crl.linalg import Spectrum
 from crl.pictures import SMALL, Rows, bend, draw_matrix, draw_spectra, number, pixels, short
 
+LARGE = 24  # tasks: where there are more, not all are shown at once
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for these
 
 
@@ -107,14 +108,15 @@ def _checked(path: Path, offset: int) -> int:
 class TensorBoard:
     """The run as TensorBoard shows it. Old event files are removed: on a resume, write the run's records again."""
 
-    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+    def __init__(self, folder: Path, tasks: Sequence[str], measure: str = "return") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self._writer: Any = SummaryWriter(str(folder), flush_secs=10)
-        self._writer.add_custom_scalars(_layout(tasks))
+        self._writer.add_custom_scalars(_layout(tasks, measure))
+        self._measure = measure
         self._spectra: dict[str, list[tuple[str, Spectrum]]] = {}
 
     def write(self, record: Record) -> None:
@@ -162,7 +164,9 @@ class TensorBoard:
         self, step: int, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]
     ) -> None:
         """Show the evaluation matrix so far; `draw_matrix` says what the arguments are."""
-        image = pixels(draw_matrix(rows, row_names, tasks, visited))
+        if len(tasks) > LARGE and len(rows) % (len(tasks) // LARGE + 1):
+            return  # a picture of many tasks takes long, and few boundaries show in it
+        image = pixels(draw_matrix(rows, row_names, tasks, visited, f"mean {self._measure}"))
         self._writer.add_image("walk/matrix", image, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
@@ -199,7 +203,7 @@ def tag(record: Record) -> str:
     """
     if record.phase == "baseline":
         name = f"{record.name}/{record.task}"
-    elif record.name == "eval/return" and record.task:
+    elif record.name in ("eval/return", "eval/accuracy") and record.task:
         name = f"eval/{record.task}"
     elif record.name.startswith("eval/") and record.task:
         name = f"{record.name}/{record.task}"
@@ -213,13 +217,13 @@ def _clean(name: str) -> str:
     return re.sub(r"[^-/\w.]", "_", name).strip("/")
 
 
-def _layout(tasks: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def _layout(tasks: Sequence[str], measure: str) -> dict[str, dict[str, list[Any]]]:
     """The page that tells the story. TensorBoard reads the tags as regular expressions for the start of a tag."""
     every_task = [f"^{re.escape(_clean(f'eval/{task}'))}$" for task in dict.fromkeys(tasks)]
     return {
         "The walk": {
             "every task's evaluation": ["Multiline", every_task],
-            "training return": ["Multiline", ["^train/return$"]],
+            f"training {measure}": ["Multiline", [f"^train/{measure}$"]],
             "task being visited": ["Multiline", ["^walk/visit$"]],
         },
         "What it kept": {
@@ -252,8 +256,9 @@ class Terminal:
         stream: TextIO | None = None,
         verbosity: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        measure: str = "return",
     ) -> None:
-        self._visits, self._total = visits, total_steps
+        self._visits, self._total, self._measure, self._score = visits, total_steps, measure, math.nan
         self._stream = sys.stderr if stream is None else stream
         self._verbosity, self._clock = verbosity, clock
         self._tty = self._stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -266,16 +271,17 @@ class Terminal:
         self._visit, self._task, self._steps, self._before, self._done = visit_index, task_name, steps, start_step, done
         self._since = self._clock()
 
-    def progress(self, steps_in_visit: int, last_return: float = math.nan) -> None:
-        """Show how far the walk is, if the last time was long enough ago."""
+    def progress(self, steps_in_visit: int, score: float | None = None) -> None:
+        """Show how far the walk is, if the last time was long enough ago; without a score, the last one."""
         now = self._clock()
+        self._score = self._score if score is None else score
         if self._verbosity < 0 or now - self._drawn < (0.1 if self._tty else 10.0):
             return
         self._drawn = now
         rate = (steps_in_visit - self._done) / (now - self._since) if now > self._since else 0.0
         walked = self._before + steps_in_visit
         left = _duration((self._total - walked) / rate) if rate > 0 else "–"
-        facts = [f"{rate:,.0f} steps/s", f"{left} left", f"return {number(last_return)}"]
+        facts = [f"{rate:,.0f} steps/s", f"{left} left", f"{self._measure} {number(self._score)}"]
         visit = (f"{self._visit}/{self._visits} {short(self._task)}", _share(steps_in_visit, self._steps))
         walk = ("walk", _share(walked, self._total))
         if self._tty:
@@ -304,12 +310,19 @@ class Terminal:
     def boundary(self, visit_index: int, task: str, scores: Mapping[str, float]) -> None:
         """How every task stands after a visit (or before the first, number 0); a star marks the one just visited."""
         self._redraw("")
-        row = "  ".join(f"{'*' * (name == task)}{short(name)} {number(score)}" for name, score in scores.items())
+        shown = {name: score for name, score in scores.items() if math.isfinite(score)} or dict(scores)
+        left_out = len(shown) - LARGE
+        if left_out > 0:
+            shown = dict([*shown.items()][-LARGE:])
+        row = "  ".join(f"{'*' * (name == task)}{short(name)} {number(score)}" for name, score in shown.items())
+        row = f"({left_out} more)  {row}" if left_out > 0 else row
         self.note(f"after {visit_index}/{self._visits} | {row}" if visit_index else f"before    | {row}")
 
     def table(self, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], metrics: Mapping[str, float]) -> None:
         """The whole matrix, and what it comes to."""
         self._redraw("")
+        if len(tasks) > LARGE:
+            rows, row_names, tasks = [], [], []
         names, heads = [short(name) for name in row_names], [short(task) for task in tasks]
         lines = _aligned(rows, names, heads)
         if self._tty and len(lines[0]) >= self._width():

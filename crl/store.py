@@ -168,6 +168,12 @@ class RunFolder:
         if path != self.stopped:
             self.stopped.unlink(missing_ok=True)
 
+    def keep(self, latest: int) -> None:
+        """Drop the checkpoints of all boundaries but the latest few; 0 keeps all."""
+        found = sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
+        for path in found[:-latest] if latest else ():
+            path.unlink()
+
     def load(self, path: Path, digest: str) -> State:
         """Read a checkpoint: tensors and plain values only, so none of its content is run."""
         if not path.is_file():

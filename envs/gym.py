@@ -35,6 +35,7 @@ from crl.core import (
 from envs.engines import Sync
 from envs.minigrid import Symbols, is_symbolic
 from envs.spaces import Flat, Joined, is_flat, shared_action, shared_observation
+from envs.tally import Tally
 from envs.wrappers import BY_NAME
 
 REGISTERED_BY = {  # the start of an id: the package that registers it, and how to get that
@@ -60,6 +61,8 @@ class World:
 
 class GymTask:
     """One environment id with its keyword arguments, wrappers and settings."""
+
+    measure = "return"
 
     def __init__(
         self,
@@ -281,29 +284,6 @@ class GymTask:
         world.returns, world.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
         world.engine = Sync(self.make, self.interface.envs, world.seed)
         world.engine.load_state_dict(state["engine"])
-
-
-class Tally:
-    """Numbers gathered between two ticks, as means."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, numbers: Any) -> None:
-        """Take in the numbers of an update."""
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def episodes(self, returns: Array, lengths: Array) -> None:
-        """Take in the episodes that ended at a step."""
-        for value, length in zip(returns, lengths, strict=True):
-            self.add({"train/return": value, "train/length": length})
-
-    def numbers(self) -> dict[str, float]:
-        """The means."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 def _restart(carry: Any, ended: Array) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY = {  # each room, and what of ours it may import
-    "envs": {"envs", "crl.core"},
+    "envs": {"envs", "crl.checked", "crl.core"},
     "agents": {"agents", "crl.core"},
     "crl/linalg": {"crl.linalg", "crl.core"},
     "crl/checked.py": {"crl.core"},

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from agents.classifier import Classifier
 from agents.dqn import DQN
-from agents.nets import CReLU, Fourier, Heads, Shape
+from agents.layers import CReLU, Fourier, Heads, Shape
 from agents.optimizers import Muon, Trac, erfi, orthogonal
 from agents.ppo import PPO
 from crl import boundary

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.adapt import adapt
 from agents.dqn import DQN
-from agents.nets import OneHot
+from agents.layers import OneHot
 from agents.off_policy import OffPolicy
 from agents.on_policy import OnPolicy
 from agents.ppo import PPO

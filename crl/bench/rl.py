@@ -36,7 +36,7 @@ def bare(agent: str, env: str, steps: int) -> None:
     """Stable-Baselines3 alone, used as its documentation does."""
     sb3 = importlib.import_module("stable_baselines3")
     vectors = importlib.import_module("stable_baselines3.common.env_util")
-    nets, agents = importlib.import_module("agents.nets"), importlib.import_module("agents.given")
+    nets, agents = importlib.import_module("agents.layers"), importlib.import_module("agents.given")
     task = importlib.import_module("envs.gym").build(env=env, name=env, envs=ENVS)
     kwargs = importlib.import_module("agents.options").policy_kwargs(task.interface, {}, {})
     vector = vectors.make_vec_env(task.make, n_envs=ENVS, seed=0)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from crl.checked import number
-from crl.core import Agent, CrlError, NotYet, State, Task, Visit, add_facing
+from crl.core import Agent, CrlError, NotYet, State, Task, Visit, add_facing, optimizers_of
+from crl.hidden import WEIGHTED
 from crl.methods.method import Method, plainly
-from crl.methods.units import bare_linear, chains_of, draw, replace_part
+from crl.methods.units import NORMS, bare_linear, chains_of, draw, replace_part
 
 ARCHITECTURE = "architecture"
 
@@ -41,6 +42,7 @@ class Progressive(Method):
     def accepts(self, agent: Agent) -> None:
         """Plain chains only."""
         _refuse_normalizer("progressive", agent)
+        _refuse_partial("progressive", agent)
         for chain in chains_of(agent) or []:
             for name in chain:
                 part = agent.model.get_submodule(name)  # type: ignore[attr-defined]
@@ -191,6 +193,7 @@ class PackNet(Method):
     def accepts(self, agent: Agent) -> None:
         """What frozen weights see must not move."""
         _refuse_normalizer("packnet", agent)
+        _refuse_partial("packnet", agent)
 
     def attach(self, agent: Agent) -> None:
         """Whoever faces a task sees its weights."""
@@ -312,6 +315,20 @@ class PackNet(Method):
         super().load_state_dict(state)
         self.current = state["current"]
         self._held, self._whole = dict(plainly(state["held"])), dict(plainly(state["whole"]))
+
+
+def _refuse_partial(name: str, agent: Any) -> None:
+    """What is outside the chains would go on moving under frozen weights."""
+    inside = {part for chain in chains_of(agent) or [] for part in chain}
+    learned = {id(p) for o in optimizers_of(agent) for group in o.param_groups for p in group["params"]}
+    for place, part in agent.model.named_modules():
+        own = any(id(p) in learned for p in part.parameters(recurse=False))
+        if (
+            own
+            and isinstance(part, (*WEIGHTED, *NORMS))
+            and not any(place == x or place.startswith(f"{x}.") for x in inside)
+        ):
+            raise CrlError(f"{name} divides chains of layers, and {place} of this network is in none")
 
 
 def _refuse_normalizer(name: str, agent: Any) -> None:

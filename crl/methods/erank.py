@@ -24,9 +24,9 @@ class ERank(Term):
 
     Every `every` steps of the optimizer (or `epoch`, as often as the data at hand are gone through), a plain SGD step
     of its own, `w <- w + lr * gradient of the rank`, which the optimizer's moments do not see: the mean over a
-    network's hidden layers (or its `last`), summed over actor and critic, on the latest `samples` inputs.
-    With `how: loss` it is a term of the loss instead, of strength `lr`. A step that is not finite is skipped and
-    counted: where singular values repeat or vanish the gradient is finite (see `effective_rank_to_raise`).
+    network's hidden layers (its `last`, or so many of its last), summed over actor and critic, on the latest `samples`
+    inputs. With `how: loss` it is a term of the loss instead, of strength `lr`. A step that is not finite is skipped
+    and counted: where singular values repeat or vanish the gradient is finite (see `effective_rank_to_raise`).
     """
 
     family = FEATURES
@@ -34,13 +34,14 @@ class ERank(Term):
     memory: ClassVar[tuple[str, ...]] = ("block", "steps")
 
     def __init__(
-        self, lr: float = 1e-3, every: int | str = 8, layers: str = "all", samples: int = 256, how: str = "step"
+        self, lr: float = 1e-3, every: int | str = 8, layers: int | str = "all", samples: int = 256, how: str = "step"
     ) -> None:
         self.lr = number("lr", lr, 0.0)
         self.how = one_of("how", how, ("step", "loss"))
         super().__init__(self.lr if how == "loss" else 0.0)
         self.every = every if every == "epoch" else whole("every", every)
-        self.layers = one_of("layers", layers, ("all", "last"))
+        count = isinstance(layers, int) and not isinstance(layers, bool)
+        self.layers = whole("layers", layers) if count else one_of("layers", layers, ("all", "last"))
         self.samples = whole("samples", samples, 2)
         self.block: list[Tensor] = []  # the latest inputs
         self.steps = 0
@@ -77,7 +78,7 @@ class ERank(Term):
         seen = hidden(self.agent, {"obs": torch.cat(self.block)})
         total = torch.zeros(())
         for layers in seen.values():
-            chosen = layers if self.layers == "all" else layers[-1:]
+            chosen = layers if self.layers == "all" else layers[-(1 if self.layers == "last" else int(self.layers)) :]
             total = total + sum(effective_rank_to_raise(layer.values) for layer in chosen) / len(chosen)
         return total
 
@@ -131,7 +132,7 @@ class L2ER(Method):
         l2: float = 1e-4,
         lr: float = 1e-3,
         every: int | str = 8,
-        layers: str = "all",
+        layers: int | str = "all",
         samples: int = 256,
         how: str = "step",
     ) -> None:

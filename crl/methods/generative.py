@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+import math
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ class GenerativeReplay(Taught):
 
     family = MEMORY
     needs = (*Taught.needs, "interface")
-    memory: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def __init__(
         self, strength: float = 1.0, batch: int = 128, latent: int = 16, hidden: int = 128, lr: float = 1e-3
@@ -41,7 +40,7 @@ class GenerativeReplay(Taught):
 
     def attach(self, agent: Agent) -> None:
         """A generator of the agent's inputs."""
-        inputs = int(agent.interface.observation.shape[0])  # type: ignore[attr-defined]
+        inputs = math.prod(agent.interface.observation.shape)  # type: ignore[attr-defined]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
             self.vae = VAE(inputs, self.latent, self.hidden)
@@ -60,16 +59,16 @@ class GenerativeReplay(Taught):
         """On inputs made up."""
         if self.old is None:
             return None
-        batch = {"obs": self.old.sample(self.batch, self.generator)}
-        loss: Tensor = self.agent.distill(self.agent.outputs(batch), self.taught(batch))
-        return loss
+        made = self.old.sample(self.batch, self.generator)
+        batch = {"obs": made.view(-1, *self.agent.minibatch["obs"].shape[1:])}
+        return self.on_each(batch, self.earlier) if self.apart() else self.compared(batch)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The generator learns from what was seen, and from what it made up."""
         super().after_step(optimizer)
         if not self.strength:
             return
-        seen = self.agent.minibatch["obs"].float()
+        seen = self.agent.minibatch["obs"].float().flatten(1)
         if self.old is not None:
             seen = torch.cat([seen, self.old.sample(len(seen), self.generator)])
         with torch.enable_grad():

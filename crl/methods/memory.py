@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -248,15 +248,19 @@ class Taught(Term):
 
     needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs", "distill")
     needs_boundaries = True
-    memory: ClassVar[tuple[str, ...]] = ("teacher",)
+    memory: ClassVar[tuple[str, ...]] = ("teacher", "earlier", "tasks")
 
     def __init__(self, strength: float) -> None:
         super().__init__(strength)
         self.teacher: dict[str, Tensor] = {}
+        self.tasks: list[str] = []
+        self.earlier: list[str] = []  # all tasks so far but the one that is being learned
 
     def enter(self, visit: Visit) -> None:
-        """The agent as it is now teaches."""
+        """The agent as it is now teaches, what it knows of all tasks but this one."""
         super().enter(visit)
+        self.earlier = [name for name in self.tasks if name != visit.task.name]
+        self.tasks = list(dict.fromkeys([*self.tasks, visit.task.name]))
         if visit.index > 1 and self.strength:
             self.teacher = {name: p.detach().clone() for name, p in self.parameters.items()}
 
@@ -273,6 +277,24 @@ class Taught(Term):
                 self.parameters[name].data = value
         return answer
 
+    def compared(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of answering otherwise than the teacher."""
+        loss: Tensor = self.agent.distill(self.agent.outputs(batch), self.taught(batch))
+        return loss
+
+    def apart(self) -> bool:
+        """Whether tasks are answered by outputs of their own."""
+        return bool(getattr(self.agent, "heads", None) or getattr(self.agent, "apart", False))
+
+    def on_each(self, batch: Mapping[str, Tensor], tasks: Iterable[str]) -> Tensor | None:
+        """The loss summed over the answers for several tasks."""
+        total: Tensor | None = None
+        for task in tasks:
+            with aside(0), facing(self.agent, Named(task)):  # type: ignore[arg-type]
+                part = self.compared(batch)
+            total = part if total is None else total + part
+        return total
+
 
 class LwF(Taught):
     """Learning without forgetting: on today's inputs, answer as the agent of the visit's beginning (Li and Hoiem 2016).
@@ -283,42 +305,13 @@ class LwF(Taught):
     """
 
     family = MEMORY
-    memory: ClassVar[tuple[str, ...]] = ("teacher", "earlier")
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__(strength)
-        self.earlier: list[str] = []
-        self._tasks: list[str] = []
-
-    def enter(self, visit: Visit) -> None:
-        """All tasks but this one are held."""
-        super().enter(visit)
-        self.earlier = [name for name in self._tasks if name != visit.task.name]
-        self._tasks = list(dict.fromkeys([*self._tasks, visit.task.name]))
 
     def loss(self) -> Tensor | None:
         """On the minibatch."""
         if not self.teacher:
             return None
         minibatch = self.agent.minibatch
-        if not getattr(self.agent, "heads", None):
-            return self._compared(minibatch)
-        total: Tensor | None = None
-        for task in self.earlier:
-            with aside(0), facing(self.agent, Named(task)):  # type: ignore[arg-type]
-                part = self._compared(minibatch)
-            total = part if total is None else total + part
-        return total
-
-    def _compared(self, batch: Mapping[str, Tensor]) -> Tensor:
-        loss: Tensor = self.agent.distill(self.agent.outputs(batch), self.taught(batch))
-        return loss
-
-    def state_dict(self) -> State:
-        """With the tasks so far."""
-        return {**super().state_dict(), "tasks": list(self._tasks)}
-
-    def load_state_dict(self, state: State) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self._tasks = list(state["tasks"])
+        return self.on_each(minibatch, self.earlier) if self.apart() else self.compared(minibatch)

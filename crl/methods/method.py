@@ -83,8 +83,14 @@ class Method:
         self.agent = agent
         self.find_parameters()
         for optimizer in optimizers_of(agent):
-            optimizer.register_step_pre_hook(lambda stepped, args, kwargs: self._timed(self.before_step, stepped))
-            optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._timed(self.after_step, stepped))
+            if self.acts("before_step"):
+                optimizer.register_step_pre_hook(lambda stepped, args, kwargs: self._timed(self.before_step, stepped))
+            if self.acts("after_step"):
+                optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._timed(self.after_step, stepped))
+
+    def acts(self, when: str) -> bool:
+        """Whether it has anything to do there: who does not look at gradients leaves a faster step possible."""
+        return getattr(type(self), when) is not getattr(Method, when)
 
     def enter(self, visit: Visit) -> None:
         """A visit begins; the agent may have grown a head for it."""
@@ -175,10 +181,14 @@ class Addition(Method):
         """Also hook into those that were not there before."""
         super().find_parameters()
         for name, parameter in self.parameters.items():
-            if self.strength and id(parameter) not in self._named:
+            if self.hooks() and id(parameter) not in self._named:
                 hook = functools.partial(_push, weakref.ref(self))
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             self._named[id(parameter)] = name
+
+    def hooks(self) -> bool:
+        """Whether it is to be called when a gradient has been computed."""
+        return bool(self.strength)
 
     def pushed(self, parameter: nn.Parameter) -> None:
         """A gradient has been computed."""
@@ -238,6 +248,11 @@ class Term(Addition):
     def loss(self) -> Tensor | None:
         """The loss of strength 1."""
         raise NotImplementedError
+
+    def acts(self, when: str) -> bool:
+        """Without strength there is no gradient to add."""
+        own = type(self).before_step is not Term.before_step
+        return super().acts(when) and (when != "before_step" or bool(self.strength) or own)
 
     def push(self, name: str, parameter: nn.Parameter) -> None:
         """Add this parameter's share of the loss's gradient, which the first to come has computed for all."""

@@ -24,6 +24,16 @@ class L2(Penalty):
     def __init__(self, strength: float = 1e-3) -> None:
         super().__init__(strength)
 
+    def attach(self, agent: Agent) -> None:
+        """An agent that can add it by itself does so: it has no need to stop at every gradient."""
+        if hasattr(agent, "decay"):
+            agent.decay += self.strength
+        super().attach(agent)
+
+    def hooks(self) -> bool:
+        """Not where the agent adds it."""
+        return super().hooks() and not hasattr(self.agent, "decay")
+
     def slope(self, name: str, value: Tensor) -> Tensor:
         """The weights themselves."""
         return value

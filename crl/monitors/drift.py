@@ -29,7 +29,7 @@ class Drift(Look):
 
     def measure(self, boundary: Boundary) -> Mapping[str, float]:
         """`<network>/on/<task>`: since the last boundary looked at."""
-        if boundary.phase not in self.at:
+        if not self.due(boundary):
             return {}
         found: dict[str, float] = {}
         for task in (boundary.task, *boundary.earlier):

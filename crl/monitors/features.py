@@ -150,7 +150,7 @@ class Interference(Look):
 
     def measure(self, boundary: Any) -> Mapping[str, float]:
         """`<network>/overlap/with/<task>` and `<network>/angle/with/<task>`, the mean angle in degrees."""
-        if boundary.phase not in self.at:
+        if not self.due(boundary):
             return {}
         spaces = {task.name: self.on(boundary, task) for task in (boundary.task, *boundary.earlier)}
         found = {}

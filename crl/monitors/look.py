@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crl.checked import truth, whole
-from crl.core import Boundary, CrlError, Experience, Task, facing
+from crl.core import Boundary, CrlError, Task, facing
 from crl.hidden import networks
 from crl.linalg import CurvatureError, Problem
 
@@ -24,13 +24,16 @@ class Look:
     """A monitor that looks at the agent on one task at a time: subclasses write `look(view)`.
 
     `at` names the phases; `earlier: true` adds every earlier task (names end in `/on/<task>`), which monitors that
-    compare tasks look at in any case; `samples` is how many transitions are looked at, drawn from fresh episodes of the
-    agent acting as in training, as long as its first rollout.
+    compare tasks look at in any case; with `every: 10` only visits 1, 11, 21 ... are looked at. `samples` is how many
+    transitions are looked at, drawn from fresh episodes of the agent acting as in training, as long as its first
+    rollout; of a dataset, how many training images.
     """
 
     needs: ClassVar[tuple[str, ...]] = (*READ, "objective")
 
-    def __init__(self, *, at: Iterable[str] | str = PHASES, earlier: bool = False, samples: int = 512) -> None:
+    def __init__(
+        self, *, at: Iterable[str] | str = PHASES, earlier: bool = False, samples: int = 512, every: int = 1
+    ) -> None:
         if not isinstance(at, str | list | tuple):
             raise CrlError(f"at: {at!r} is not init, end, or a list of both")
         self.at = (at,) if isinstance(at, str) else tuple(at)
@@ -38,10 +41,15 @@ class Look:
             raise CrlError(f"at: {', '.join(map(str, self.at)) or 'nothing'} is not init, end, or a list of both")
         whole("samples", samples, 2, MOST)
         self.earlier, self.samples = truth("earlier", earlier), samples
+        self.every = whole("every", every)
+
+    def due(self, boundary: Boundary) -> bool:
+        """Whether it looks at this boundary."""
+        return boundary.phase in self.at and (boundary.visit.index - 1) % self.every == 0
 
     def measure(self, boundary: Boundary) -> Mapping[str, Any]:
         """What `look` sees of the boundary's task, and of the earlier ones where asked."""
-        if boundary.phase not in self.at:
+        if not self.due(boundary):
             return {}
         found = dict(self.on(boundary, boundary.task))
         for task in boundary.earlier if self.earlier else ():
@@ -72,7 +80,7 @@ class View:
         return self.boundary.agent
 
     @cached_property
-    def experience(self) -> Experience:
+    def experience(self) -> Any:
         """Fresh experience on the task: as much as the agent learns from at once, or more where more is asked for."""
         copies = getattr(getattr(self.agent, "interface", None), "envs", 1)
         return self.boundary.experience(self.task, max(self.samples, getattr(self.agent, "stride", 1) * copies))
