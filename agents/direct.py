@@ -55,7 +55,8 @@ class Direct:
                 return False
             if not weight.requires_grad or weight._backward_hooks or bias._backward_hooks:
                 return False
-        return len(self.optimizer.param_groups) == 1
+        after = self.optimizer._optimizer_step_post_hooks.values()
+        return len(self.optimizer.param_groups) == 1 and all(getattr(hook, "blind", False) for hook in after)
 
     @torch.no_grad()
     def step(self, batch: Mapping[str, Tensor], decay: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from crl.core import CrlError
 
-STUDIES = ("plasticity", "forgetting")  # of `crl bench`
+STUDIES = ("plasticity", "forgetting", "split_mnist", "split_cifar100", "collapse_mnist", "permuted_mnist")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,30 +111,30 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _data_status(arguments: argparse.Namespace) -> int:
-    print("\n".join(_datasets().status()))
+    print("\n".join(_fetching().status()))
     return 0
 
 
 def _data_fetch(arguments: argparse.Namespace) -> int:
-    _datasets().fetch(arguments.name)
+    _fetching().fetch(arguments.name)
     return 0
 
 
 def _data_import(arguments: argparse.Namespace) -> int:
-    _datasets().import_files(arguments.name, arguments.path)
+    _fetching().import_files(arguments.name, arguments.path)
     return 0
 
 
-def _datasets() -> Any:
+def _fetching() -> Any:
     import importlib
 
-    return importlib.import_module("envs.datasets")
+    return importlib.import_module("envs.fetching")
 
 
 def _correlate(arguments: argparse.Namespace) -> int:
     from crl import correlate
 
-    print(correlate.correlate(arguments.runs, arguments.out).table())
+    print(correlate.correlate(arguments.runs, arguments.out, arguments.resamples, arguments.within).table())
     return 0
 
 
@@ -152,7 +152,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.what in STUDIES:
         bench = importlib.import_module("crl.bench.study")
-        asked["study"] = arguments.what
+        study = importlib.import_module("crl.bench.studies").STUDIES[arguments.what]()
+        asked |= {"name": arguments.what, "study": study}
     else:
         bench = importlib.import_module(f"crl.bench.{arguments.what}")
     print(bench.main(**asked, as_json=arguments.json))
@@ -233,6 +234,8 @@ def _looking(commands: Any) -> None:
     correlate = commands.add_parser("correlate", help="does collapse go with forgetting, or with what is learned next?")
     correlate.add_argument("runs", nargs="+", metavar="RUN", help="runs' folders, or folders that hold such")
     correlate.add_argument("--out", default="correlation", help="where tables and figures go (default: correlation)")
+    correlate.add_argument("--resamples", type=int, default=2000, help="of the bootstrap intervals (default: 2000)")
+    correlate.add_argument("--within", action="store_true", help="take each run's own mean from its numbers first")
     correlate.set_defaults(command=_correlate)
 
     listing = commands.add_parser("list", help="what there is: agents, envs, configs, methods, monitors")

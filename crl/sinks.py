@@ -310,7 +310,8 @@ class Terminal:
     def boundary(self, visit_index: int, task: str, scores: Mapping[str, float]) -> None:
         """How every task stands after a visit (or before the first, number 0); a star marks the one just visited."""
         self._redraw("")
-        shown = {name: score for name, score in scores.items() if math.isfinite(score)} or dict(scores)
+        known = {name: score for name, score in scores.items() if math.isfinite(score)}
+        shown = known if len(scores) > LARGE else dict(scores)
         left_out = len(shown) - LARGE
         if left_out > 0:
             shown = dict([*shown.items()][-LARGE:])

@@ -50,7 +50,11 @@ MAY = {  # each room, and what of ours it may import
     "crl/plan.py": {"crl", "crl.build", "crl.config", "crl.core", "crl.opened", "crl.run"},
     "crl/probe.py": {"crl", "crl.build", "crl.boundary", "crl.config", "crl.core", "crl.linalg", "crl.opened"},
     "crl/testing.py": {"crl.core", "crl.linalg"},
-    "crl/cli.py": {"crl", "crl.core", "crl.plan", "crl.probe", "crl.sinks", "crl.run", "crl.config"},
+    "crl/scatter.py": {"crl.core"},
+    "crl/coefficients.py": {"crl", "crl.core", "crl.stats"},
+    "crl/correlation_report.py": {"crl.coefficients", "crl.scatter", "crl.store"},
+    "crl/correlate.py": {"crl.coefficients", "crl.core", "crl.correlation_report", "crl.opened", "crl.sinks"},
+    "crl/cli.py": {"crl", "crl.core", "crl.correlate", "crl.plan", "crl.probe", "crl.sinks", "crl.run", "crl.config"},
 }
 
 

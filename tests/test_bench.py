@@ -10,8 +10,8 @@ import torch
 import yaml
 from torch import nn
 
-from crl import build, config
-from crl.bench import curvature, methods, rl, study
+from crl import build
+from crl.bench import curvature, methods, rl, studies, study
 from crl.core import CrlError
 
 
@@ -64,30 +64,28 @@ def test_the_methods_bench_compares_side_by_side() -> None:
     assert {name for name, *_ in methods.cases()} > {*build.METHODS, "l2_er, idle", "optimizer trac"}
 
 
-def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path) -> None:
     source = tmp_path / "forgetting.yaml"
     tasks = [{"env": "CartPole-v1", "steps": 64, "name": name} for name in ("one", "two")]
     small = {"use": "ppo", "n_steps": 16, "batch_size": 16, "net": {"hidden": [4]}}
     source.write_text(yaml.safe_dump({"tasks": [tasks[0], {**tasks[1], "wrappers": ["permute_observation"]}],
                                       "agent": small, "engine": {"envs": 2}, "monitors": [],
                                       "evaluation": {"episodes": 1}}))  # fmt: skip
-    monkeypatch.setattr(config, "find_config", lambda name: source)
     arms = {"plain": study.Arm(), "replay": study.Arm([{"use": "replay"}])}
-    monkeypatch.setitem(study.STUDIES, "forgetting", arms)
-    first = json.loads(study.main("forgetting", seeds=2, out=str(tmp_path), as_json=True))
+    columns = (study.Column("average", "all tasks"), study.Column("end_two", "the second"))
+    small_one = study.Study(str(source), arms, studies.forgetting, columns, differences=(("replay", "plain"),))
+    first = json.loads(study.main("small", small_one, seeds=2, out=str(tmp_path), as_json=True))
     assert [len(runs) for runs in first["arms"].values()] == [2, 2]
     assert {"average", "forgetting", "after_one", "end_one"} <= set(first["arms"]["replay"][0])
-    monkeypatch.setitem(study.COLUMNS, "forgetting", {"average": "all tasks", "end_two": "the second"})
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl"))
-    shown = study.main("forgetting", seeds=2, out=str(tmp_path))
+    shown = study.main("small", small_one, seeds=2, out=str(tmp_path))
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")) == before
-    assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 4
+    assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 5
 
 
-@pytest.mark.parametrize(
-    ("name", "table"), [("plasticity", study.table), ("forgetting", study.table), ("methods", methods.table)]
-)
-def test_the_readmes_tables_are_those_of_the_published_results(name: str, table: Any) -> None:
+@pytest.mark.parametrize("name", [*studies.STUDIES, "methods"])
+def test_the_readmes_tables_are_those_of_the_published_results(name: str) -> None:
     root = Path(__file__).resolve().parent.parent
     result = json.loads((root / "crl" / "bench" / "results" / f"{name}.json").read_text())
-    assert table(result) in (root / "README.md").read_text()
+    shown = methods.table(result) if name == "methods" else study.table(studies.STUDIES[name](), result)
+    assert shown in (root / "README.md").read_text()

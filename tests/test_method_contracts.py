@@ -19,7 +19,8 @@ from agents.optimizers import Muon
 from crl import boundary, build, config
 from crl.build import METHODS
 from crl.cli import main
-from crl.core import CrlError, Experience, Interface, Score, Tick, aside, derive, random_state, set_random_state
+from crl.core import CrlError, Interface, Score, Tick, aside, derive, random_state, set_random_state
+from crl.core import Pairs as Labelled
 from crl.methods.columns import Columns
 from crl.methods.injection import Beside
 from crl.methods.units import NORMS, Young
@@ -70,11 +71,9 @@ class Pairs:
         self.mix = np.random.default_rng(own).normal(size=(4, 3))
         self.interface = Interface(spaces.Box(-9, 9, (4,)), spaces.Discrete(3), envs=2)
 
-    def pairs(self, seed: int, size: int) -> Experience:
+    def pairs(self, seed: int, size: int) -> Labelled:
         obs = np.random.default_rng(seed).normal(size=(size, 4)).astype(np.float32)
-        nothing = np.zeros(size)
-        label = (obs @ self.mix).argmax(1)
-        return Experience(obs, label, nothing, obs, nothing.astype(bool) | True, nothing.astype(bool))
+        return Labelled(torch.from_numpy(obs), torch.from_numpy((obs @ self.mix).argmax(1)))
 
     def train(self, agent: Any, visit: Any) -> Any:
         while self.steps < visit.steps:
@@ -91,7 +90,7 @@ class Pairs:
             right = agent.act(seen.obs, None, greedy)[0] == seen.action
         return Score(tuple(map(float, right)), (1,) * episodes)
 
-    def sample(self, agent: Any, seed: int, size: int) -> Experience:
+    def sample(self, agent: Any, seed: int, size: int) -> Labelled:
         return self.pairs(seed, size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -885,7 +884,7 @@ class Bare:
     def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
         return np.zeros(len(obs), dtype=int), carry, None
 
-    def observe(self, experience: Experience) -> None: ...
+    def observe(self, experience: Any) -> None: ...
 
     def update(self) -> dict[str, float]:
         return {}

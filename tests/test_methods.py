@@ -23,6 +23,7 @@ from agents.optimizers import Muon, Trac, erfi, orthogonal
 from agents.ppo import PPO
 from crl import boundary
 from crl.core import CrlError, Experience, Interface, Rules, Visit, facing
+from crl.core import Pairs as Labelled
 from crl.linalg import effective_rank, ranks
 from crl.linalg.ranks import effective_rank_to_raise
 from crl.methods.anchors import EWC, MAS, SI, OnlineEWC
@@ -63,22 +64,21 @@ class Pairs:
     def __init__(self, name: str, seed: int, count: int = 12) -> None:
         self.name, self.seed, self.count = name, seed, count
 
-    def sample(self, agent: Any, seed: int, size: int) -> Experience:
+    def sample(self, agent: Any, seed: int, size: int) -> Labelled:
         return pairs(self.seed, self.count)
 
 
 A, B, C = Pairs("a", 1), Pairs("b", 2), Pairs("c", 3)
 
 
-def pairs(seed: int = 0, count: int = 16, inputs: int = INPUTS) -> Experience:
+def pairs(seed: int = 0, count: int = 16, inputs: int = INPUTS) -> Labelled:
     rng = np.random.default_rng(seed)
     obs = rng.normal(size=(count, inputs)).astype(np.float32)
     return labelled(obs, rng.integers(CLASSES, size=count))
 
 
-def labelled(obs: Any, labels: Any) -> Experience:
-    zero = np.zeros(len(obs), np.float32)
-    return Experience(obs, np.asarray(labels), zero, obs, zero > 0, zero > 0)
+def labelled(obs: Any, labels: Any) -> Labelled:
+    return Labelled(torch.as_tensor(obs), torch.as_tensor(np.asarray(labels)).long())
 
 
 def classifier(
@@ -224,12 +224,19 @@ def answers(agent: Any, task: Any = None) -> Tensor:
 
 
 def check_l2() -> None:
+    """In the gradient, of an agent that adds it by itself (in a step written out, or with momentum) and of another."""
     lr, strength = 0.1, 0.3
-    agent = classifier(lr=lr)
-    put(L2(strength), agent)
-    before, slope = weights(agent), own(agent)
-    learn(agent, 0)
-    close(weights(agent), {n: w - lr * (slope[n] + strength * w) for n, w in before.items()}, 1e-7)
+    for optimizer in ({"use": "sgd"}, {"use": "sgd", "momentum": 0.5}, None):
+        agent: Any = classifier(lr=lr, optimizer=optimizer or STILL)
+        batch = agent.prepare(pairs(0))
+        before, slope = weights(agent), own(agent)
+        agent = agent if optimizer else Bare(agent.model, lr)
+        put(L2(strength), agent)
+        if optimizer:
+            learn(agent, 0)
+        else:
+            agent.learn(batch["obs"], batch["label"])
+        close(weights(agent), {n: w - lr * (slope[n] + strength * w) for n, w in before.items()}, 1e-7)
 
 
 def test_l2_is_coupled_and_holds_biases_too() -> None:
@@ -434,7 +441,7 @@ def check_rise() -> None:
     lr = 0.5
     agent = classifier()
     method = put(ERank(lr=lr, every=1), agent)
-    before, obs = weights(agent), pairs(0).obs.astype(float)
+    before, obs = weights(agent), pairs(0).obs.double().numpy()
     learn(agent, 0)
 
     def rank(w: Any, b: Any) -> float:
@@ -1365,7 +1372,7 @@ def test_agem_takes_off_what_would_raise_the_earlier_loss(against: bool) -> None
     learn(agent, 0, 1)
     enter(agent, method, visit(2, B))
     old = pairs(0)
-    agent.observe(labelled(old.obs, (old.action + against) % CLASSES))
+    agent.observe(labelled(old.obs, (old.label + against) % CLASSES))
     agent.update()
     g, after = found[-2:]
     batch = seen[-1]

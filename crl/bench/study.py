@@ -1,4 +1,4 @@
-"""Does it work: one config with every method, over seeds, and the table that the README shows.
+"""Does it work: one config with several arms, over seeds, and the table that the README shows.
 
 Runs go to a folder, and those that are finished are not run again, so a study can be stopped and gone on with.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,136 +18,107 @@ from typing import Any
 import numpy as np
 import yaml
 
-from crl import config, metrics
-from crl.opened import Run, visit_areas
+from crl import config
+from crl.opened import Run
 from crl.stats import bootstrap
-
-LAST = 4  # visits
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: methods, and what the agent has otherwise."""
+    """What is compared: methods, and what else the config has otherwise, by its place."""
 
     methods: list[dict[str, Any]] = field(default_factory=list)
-    agent: dict[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Strengths were chosen among two or three each on seed 100, which is not one of a study's; all else is the config's.
-STUDIES: dict[str, dict[str, Arm]] = {
-    "plasticity": {
-        "plain": Arm(),
-        "reset": Arm([{"use": "reset"}]),
-        "l2": Arm([{"use": "l2", "strength": 1e-3}]),
-        "erank": Arm([{"use": "erank", "lr": 1e-2}]),
-        "l2_er": Arm([{"use": "l2_er", "l2": 1e-4, "lr": 1e-2}]),
-        "l2_init": Arm([{"use": "l2_init", "strength": 1e-3}]),
-        "shrink_perturb": Arm([{"use": "shrink_perturb", "keep": 0.4, "noise": 0.6}]),
-        "redo": Arm([{"use": "redo", "every": 100}]),
-        "cbp": Arm([{"use": "cbp", "rate": 1e-3}]),
-        "LayerNorm": Arm(agent={"net": {"norm": "layer"}}),
-    },
-    "forgetting": {
-        "plain": Arm(),
-        "ewc": Arm([{"use": "ewc"}]),
-        "replay": Arm([{"use": "replay"}]),
-        "lwf": Arm([{"use": "lwf", "strength": 0.1}]),
-        "agem": Arm([{"use": "agem"}]),
-    },
-}
+@dataclass(frozen=True)
+class Column:
+    """A column of a study's table: one of its numbers, as a mean over seeds."""
+
+    number: str
+    title: str
+    digits: int = 0
 
 
-def main(study: str, seeds: int = 5, out: str = "runs/study", jobs: int = 0, as_json: bool = False) -> str:
+@dataclass(frozen=True)
+class Study:
+    """A config, its arms, what a run comes to, and what of that is shown."""
+
+    config: str
+    arms: Mapping[str, Arm]
+    numbers: Callable[[Run], dict[str, float]]
+    columns: tuple[Column, ...]
+    differences: tuple[tuple[str, str], ...] = ()  # pairs of arms, also compared seed by seed
+    alone: tuple[str, str] | None = None  # a number that only some runs have: its row's name, and the number
+
+
+def main(name: str, study: Study, seeds: int = 5, out: str = "runs/study", jobs: int = 0, as_json: bool = False) -> str:
     """Run what is missing, `jobs` at once (by default as many as there are cores), and show the table."""
-    arms = STUDIES[study]
-    wanted = [(name, seed) for seed in range(seeds) for name in arms]
-    folder = Path(out) / study
-    with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        for name, seed in pool.map(lambda one: _run(study, folder, *one), wanted):
-            print(f"{study}: {name}, seed {seed}", file=sys.stderr, flush=True)
-    found = {name: [_numbers(study, _place(study, folder, name, seed)) for seed in range(seeds)] for name in arms}
-    result = {"study": study, "seeds": seeds, "arms": found}
-    return json.dumps(result, indent=1) if as_json else table(result)
-
-
-def _place(study: str, folder: Path, name: str, seed: int) -> Path:
-    label = "+".join(["ppo", *(method["use"] for method in STUDIES[study][name].methods)])
-    return folder / name / study / label / f"seed-{seed}"
-
-
-def _run(study: str, folder: Path, name: str, seed: int) -> tuple[str, int]:
-    """One run in a process of its own, unless it is there."""
-    manifest = _place(study, folder, name, seed) / "manifest.json"
-    if manifest.exists() and json.loads(manifest.read_text())["status"] == "finished":
-        return name, seed
-    arm = STUDIES[study][name]
-    data = config.parse_yaml(config.find_config(study).read_text(encoding="utf-8"), study)
-    net = {**data["agent"]["net"], **arm.agent.get("net", {})}
-    data |= {"name": study, "seed": seed, "methods": arm.methods, "agent": {**data["agent"], **arm.agent, "net": net}}
-    if study == "plasticity" and name == "plain":
-        data["baseline"] = "fresh"
+    wanted = [(arm, seed) for seed in range(seeds) for arm in study.arms]
+    folder = Path(out) / name
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / f"{name}-{seed}.yaml"
-    source.write_text(yaml.safe_dump(data), encoding="utf-8")
-    command = [sys.executable, "-m", "crl", "train", "--env-seq", str(source), "--out", str(folder / name), "-q"]
-    subprocess.run([*command, "--overwrite"], check=True)
-    return name, seed
+    with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        for arm, seed in pool.map(lambda one: _run(study, folder, *one), wanted):
+            print(f"{name}: {arm}, seed {seed}", file=sys.stderr, flush=True)
+    found = {arm: [study.numbers(Run(_place(study, folder, arm, seed))) for seed in range(seeds)] for arm in study.arms}
+    result = {"study": name, "seeds": seeds, "arms": found}
+    return json.dumps(result, indent=1) if as_json else table(study, result)
 
 
-def _numbers(study: str, place: Path) -> dict[str, float]:
-    """What a run comes to."""
-    run = Run(place)
-    if study == "forgetting":
-        matrix, visits = run.matrix, list(range(len(run.tasks)))
-        numbers = {f"after_{name}": float(matrix[i + 1, i]) for i, name in enumerate(run.tasks)}
-        numbers |= {f"end_{name}": float(matrix[-1, i]) for i, name in enumerate(run.tasks)}
-        lost = metrics.forgetting_per_task(matrix, visits)
-        return {**numbers, "forgetting": float(lost[:-1].mean()), "average": float(matrix[-1].mean())}
-    areas = [area.value for area in visit_areas(run)]
-    numbers = {"first": float(np.mean(areas[:2])), "last": float(np.mean(areas[-LAST:]))}
-    dead = [r.value for r in run.records if r.name == "dormant/actor/dead" and r.phase == "end"]
-    rank = [r.value for r in run.records if r.name == "erank/actor/last/effective_rank" and r.phase == "end"]
-    numbers |= {"dead": float(np.mean(dead[-LAST:])), "erank": float(np.mean(rank[-LAST:]))}
-    fresh = [r.value for r in run.records if r.name == "metrics/fresh_area"]
-    return {**numbers, **({"fresh": float(np.mean(fresh))} if fresh else {}), **_visits(areas)}
+def _spec(study: Study, arm: str, seed: int) -> config.Experiment:
+    own = study.arms[arm]
+    changes = [("name", Path(study.config).name), ("methods", own.methods), *own.changes.items(), ("seed", seed)]
+    return config.read(study.config, changes)
 
 
-def _visits(areas: list[float]) -> dict[str, float]:
-    return {f"visit_{i}": area for i, area in enumerate(areas, start=1)}
+def _place(study: Study, folder: Path, arm: str, seed: int) -> Path:
+    spec = _spec(study, arm, seed)
+    return folder / arm / spec.name / spec.label / f"seed-{seed}"
 
 
-COLUMNS = {
-    "plasticity": {
-        "first": "first two visits",
-        "last": f"last {LAST} visits",
-        "dead": "dead units, actor",
-        "erank": "effective rank, actor",
-    },
-    "forgetting": {
-        "average": "all tasks, at the end",
-        "forgetting": "forgotten of the first two",
-        "after_exchanged": "the second, right after its visit",
-        "end_exchanged": "the second, at the end",
-    },
-}
+def _run(study: Study, folder: Path, arm: str, seed: int) -> tuple[str, int]:
+    """One run in a process of its own, unless it is there; one that was stopped goes on."""
+    place = _place(study, folder, arm, seed)
+    manifest = place / "manifest.json"
+    status = json.loads(manifest.read_text())["status"] if manifest.exists() else ""
+    if status == "finished":
+        return arm, seed
+    source = folder / f"{arm}-{seed}.yaml"
+    spec = _spec(study, arm, seed)
+    source.write_text(yaml.safe_dump(spec.plain()), encoding="utf-8")
+    sequence = "--data-seq" if spec.stream else "--env-seq"
+    anew = ["train", sequence, str(source), "--out", str(folder / arm), "--overwrite"]
+    again = status in ("interrupted", "running") and any((place / "checkpoints").glob("*.pt"))
+    command = [sys.executable, "-m", "crl", *(["resume", str(place)] if again else anew), "-q"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return arm, seed
 
 
-def table(result: dict[str, Any]) -> str:
+def table(study: Study, result: dict[str, Any]) -> str:
     """A Markdown table: means over seeds, with 95 % bootstrap intervals."""
-    study, generator = result["study"], np.random.default_rng(0)
-    columns = COLUMNS[study]
-    lines = [f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
-    for name, runs in result["arms"].items():
-        cells = []
-        for key in columns:
-            found = bootstrap([run[key] for run in runs], generator)
-            digits = 2 if key in ("dead", "erank") else 0
-            cells.append(f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    fresh = [run["fresh"] for run in result["arms"]["plain"] if "fresh" in run]
-    if fresh:
-        found = bootstrap(fresh, generator)
-        lines.append(
-            f"| a new agent for each task, once | {found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] | | | |"
-        )
+    generator = np.random.default_rng(0)
+    titles = [column.title for column in study.columns]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
+    arms = result["arms"]
+    for name, runs in arms.items():
+        lines.append(_row(name, [_cell([run[c.number] for run in runs], c, generator) for c in study.columns]))
+    for one, other in study.differences:
+        pairs = [(c, [a[c.number] - b[c.number] for a, b in zip(arms[one], arms[other], strict=True)])
+                 for c in study.columns]  # fmt: skip
+        lines.append(_row(f"{one} less {other}", [_cell(values, column, generator) for column, values in pairs]))
+    if study.alone is not None:
+        title, number = study.alone
+        values = [run[number] for runs in arms.values() for run in runs if number in run]
+        if values:
+            empty = [""] * (len(titles) - 1)
+            lines.append(_row(title, [_cell(values, study.columns[0], generator), *empty]).replace("  |", " |"))
     return "\n".join(lines)
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _cell(values: list[float], column: Column, generator: np.random.Generator) -> str:
+    found = bootstrap([value for value in values if np.isfinite(value)], generator)
+    return f"{found.mean:.{column.digits}f} [{found.low:.{column.digits}f}, {found.high:.{column.digits}f}]"

@@ -30,6 +30,7 @@ class ERank(Term):
     """
 
     family = FEATURES
+    blind = True
     idle: ClassVar[Mapping[str, Any]] = {"lr": 0.0}
     memory: ClassVar[tuple[str, ...]] = ("block", "steps")
 

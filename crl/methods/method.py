@@ -58,6 +58,7 @@ class Method:
     memory: ClassVar[tuple[str, ...]] = ()
     needs_boundaries: ClassVar[bool] = False
     one_head: ClassVar[bool] = False  # whether heads per task are refused
+    blind: ClassVar[bool] = False  # whether it never looks at gradients, which a step that is written out does not keep
     idle: ClassVar[Mapping[str, Any]] = {}  # the options with which it changes nothing
 
     agent: Any
@@ -86,10 +87,11 @@ class Method:
             if self.acts("before_step"):
                 optimizer.register_step_pre_hook(lambda stepped, args, kwargs: self._timed(self.before_step, stepped))
             if self.acts("after_step"):
-                optimizer.register_step_post_hook(lambda stepped, args, kwargs: self._timed(self.after_step, stepped))
+                optimizer.register_step_post_hook(After(self))
+        agent.attached = [*getattr(agent, "attached", ()), self]  # type: ignore[attr-defined]  # lives as long
 
     def acts(self, when: str) -> bool:
-        """Whether it has anything to do there: who does not look at gradients leaves a faster step possible."""
+        """Whether it has anything to do there."""
         return getattr(type(self), when) is not getattr(Method, when)
 
     def enter(self, visit: Visit) -> None:
@@ -151,6 +153,17 @@ class Method:
         with torch.no_grad():
             act(*args)
         self.seconds += time.perf_counter() - began
+
+
+class After:
+    """The hook of a method that acts after a step."""
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.blind = method, method.blind
+
+    def __call__(self, stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """A step has been taken."""
+        self.method._timed(self.method.after_step, stepped)
 
 
 class FromFirst(Method):

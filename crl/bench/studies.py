@@ -1,0 +1,166 @@
+"""The studies: which arms of which config are compared, and what of a run their tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from crl import metrics
+from crl.bench.study import Arm, Column, Study
+from crl.opened import Run, visit_areas
+
+LAST = 4  # visits
+EARLY, LATE = slice(5, 15), slice(-10, None)  # tasks of Permuted MNIST: after the first few, and the last
+
+
+def plasticity(run: Run) -> dict[str, float]:
+    """What was learned early and late, and how many units and directions are left."""
+    areas = [area.value for area in visit_areas(run)]
+    numbers = {"first": float(np.mean(areas[:2])), "last": float(np.mean(areas[-LAST:]))}
+    numbers |= {"dead": _late(run, "dormant/actor/dead"), "erank": _late(run, "erank/actor/last/effective_rank")}
+    fresh = [r.value for r in run.records if r.name == "metrics/fresh_area"]
+    visits = {f"visit_{i}": area for i, area in enumerate(areas, start=1)}
+    return {**numbers, **({"fresh": float(np.mean(fresh))} if fresh else {}), **visits}
+
+
+def _late(run: Run, name: str) -> float:
+    values = [r.value for r in run.records if r.name == name and r.phase == "end"]
+    return float(np.mean(values[-LAST:]))
+
+
+def forgetting(run: Run) -> dict[str, float]:
+    """How each task stood after its visit and at the end."""
+    matrix, visits = run.matrix, list(range(len(run.tasks)))
+    numbers = {f"after_{name}": float(matrix[i + 1, i]) for i, name in enumerate(run.tasks)}
+    numbers |= {f"end_{name}": float(matrix[-1, i]) for i, name in enumerate(run.tasks)}
+    lost = metrics.forgetting_per_task(matrix, visits)
+    return {**numbers, "forgetting": float(lost[:-1].mean()), "average": float(matrix[-1].mean())}
+
+
+def accuracy(run: Run) -> dict[str, float]:
+    """In percent: right after each visit, at the end, and what was lost; and the ranks at the end of each visit."""
+    matrix, count = 100 * run.matrix, len(run.tasks)
+    own = [float(matrix[i + 1, i]) for i in range(count)]
+    lost = metrics.forgetting_per_task(matrix, range(count))
+    seen = [float(np.nanmean(matrix[i + 1, : i + 1])) for i in range(count)]  # after each visit, over the tasks so far
+    numbers = {"own": float(np.mean(own)), "average": seen[-1], "forgetting": float(lost[:-1].mean())}
+    numbers |= {f"seen_{i}": value for i, value in enumerate(seen, start=1)}
+    for short, name in (("features", "erank/model/last/effective_rank"), ("weights", "weight_rank/model/mean")):
+        ranks = [float(r.value) for r in run.records if r.name == name and r.phase == "end"]  # type: ignore[arg-type]
+        numbers |= {f"{short}_{i}": value for i, value in enumerate(ranks, start=1)}
+        if ranks:
+            numbers[f"{short}_of_peak"] = ranks[-1] / max(ranks)
+    return numbers
+
+
+def online(run: Run) -> dict[str, float]:
+    """In percent: online accuracy early and late and its slope over the tasks; what is left inside at the end."""
+    areas = 100 * np.array([area.value for area in visit_areas(run)])
+    count = len(areas)
+    slope = np.polyfit(np.arange(10, count), areas[10:], 1)[0] if count > 12 else np.nan  # the first ten still learn
+    late = {"dead": "dormant/model/dead", "erank": "erank/model/hidden-3/effective_rank"}
+    numbers = {name: _late(run, where) for name, where in late.items()}
+    hessian = [r.value for r in run.records if r.name == "hessian/model/epsilon_rank_0.1" and r.phase == "init"]
+    ranks = {f"hessian_{i}": float(value) for i, value in enumerate(hessian, start=1)}  # type: ignore[arg-type]
+    early, last = float(areas[EARLY].mean()), float(areas[LATE].mean())
+    tasks = {f"task_{i}": float(area) for i, area in enumerate(areas, start=1)}
+    return {"early": early, "late": last, "slope": float(10 * slope), **numbers, **ranks, **tasks}
+
+
+RETURNS = (Column("first", "first two visits"), Column("last", f"last {LAST} visits"))
+INSIDE = (Column("dead", "dead units, actor", 2), Column("erank", "effective rank, actor", 2))
+ACCURACY = (
+    Column("own", "right after its visit, %", 1),
+    Column("average", "all tasks at the end, %", 1),
+    Column("forgetting", "forgotten, points", 1),
+)
+REPLAY = [{"use": "replay", "size": 2000, "batch": 128, "every": 1}]
+ONE = {"threads": 1}
+CONTROLS = {
+    "naive SGD": Arm(changes=ONE),
+    "LwF": Arm([{"use": "lwf"}], ONE),
+    "ER": Arm(REPLAY, ONE),
+}
+
+# Strengths of the first two were chosen among two or three each on seed 100; all else is the config's.
+STUDIES: dict[str, Callable[[], Study]] = {
+    "plasticity": lambda: Study(
+        "plasticity",
+        {
+            "plain": Arm(changes={"baseline": "fresh"}),
+            "reset": Arm([{"use": "reset"}]),
+            "l2": Arm([{"use": "l2", "strength": 1e-3}]),
+            "erank": Arm([{"use": "erank", "lr": 1e-2}]),
+            "l2_er": Arm([{"use": "l2_er", "l2": 1e-4, "lr": 1e-2}]),
+            "l2_init": Arm([{"use": "l2_init", "strength": 1e-3}]),
+            "shrink_perturb": Arm([{"use": "shrink_perturb", "keep": 0.4, "noise": 0.6}]),
+            "redo": Arm([{"use": "redo", "every": 100}]),
+            "cbp": Arm([{"use": "cbp", "rate": 1e-3}]),
+            "LayerNorm": Arm(changes={"agent.net.norm": "layer"}),
+        },
+        plasticity,
+        (*RETURNS, *INSIDE),
+        alone=("a new agent for each task, once", "fresh"),
+    ),
+    "forgetting": lambda: Study(
+        "forgetting",
+        {
+            "plain": Arm(),
+            "ewc": Arm([{"use": "ewc"}]),
+            "replay": Arm([{"use": "replay"}]),
+            "lwf": Arm([{"use": "lwf", "strength": 0.1}]),
+            "agem": Arm([{"use": "agem"}]),
+        },
+        forgetting,
+        (
+            Column("average", "all tasks, at the end"),
+            Column("forgetting", "forgotten of the first two"),
+            Column("after_exchanged", "the second, right after its visit"),
+            Column("end_exchanged", "the second, at the end"),
+        ),
+    ),
+    "split_mnist": lambda: Study(
+        "split_mnist",
+        {
+            **CONTROLS,
+            "EWC": Arm([{"use": "ewc"}], ONE),
+            "SI": Arm([{"use": "si"}], ONE),
+            "A-GEM": Arm([{"use": "agem", "every": 1}], ONE),
+            "DER": Arm([{"use": "der", "every": 1}], ONE),
+            "generative replay": Arm([{"use": "generative_replay"}], ONE),
+            "progressive networks": Arm([{"use": "progressive"}], ONE),
+            "a fresh learner per task": Arm([{"use": "reset"}], ONE),
+            "joint training": Arm(changes={**ONE, "stream.joint": True}),
+        },
+        accuracy,
+        ACCURACY,
+    ),
+    "split_cifar100": lambda: Study("papers/collapse_cifar100_quick", CONTROLS, accuracy, ACCURACY),
+    "collapse_mnist": lambda: Study(
+        "papers/collapse_mnist",
+        {
+            f"{net} {arm}": Arm(part.methods, {**part.changes, "agent.net": options})
+            for net, options in (("MLP", {"use": "mlp"}), ("ConvGRU", {"use": "convgru"}))
+            for arm, part in CONTROLS.items()
+        },
+        accuracy,
+        ACCURACY,
+    ),
+    "permuted_mnist": lambda: Study(
+        "papers/permuted_mnist_short",
+        {
+            "SGD": Arm(),
+            "L2-ER": Arm([{"use": "l2_er", "l2": 1e-3, "lr": 1e-2, "every": 100, "samples": 100}]),
+        },
+        online,
+        (
+            Column("early", "tasks 6 to 15, %", 2),
+            Column("late", "last 10 tasks, %", 2),
+            Column("slope", "slope over tasks 11 to 60, points per 10 tasks", 3),
+            Column("dead", "dead units at the end", 3),
+            Column("erank", "effective rank of the last layer", 1),
+        ),
+        differences=(("L2-ER", "SGD"),),
+    ),
+}
