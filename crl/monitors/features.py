@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crl.checked import number
-from crl.core import CrlError
+from crl.checked import number, truth
+from crl.core import CrlError, State
 from crl.hidden import Layer, hidden
 from crl.linalg import RANKS, CurvatureError
 from crl.monitors.look import READ, Look, View
@@ -24,16 +24,25 @@ def features(view: View, batch: Mapping[str, Tensor] | None = None) -> dict[str,
 class ERank(Look):
     """Ranks of hidden activations (samples x units): of each network's last hidden layer, or of all.
 
-    Source: Roy and Vetterli 2007; as a sign of collapse, arXiv 2509.22335 and 2603.04580. Uncentred unless asked.
+    Source: Roy and Vetterli 2007; as a sign of collapse, arXiv 2509.22335 and 2603.04580. Uncentred unless asked. With
+    `of_peak` each is also given as a share of the highest it has had, over the boundaries looked at so far.
     Cost: one forward pass and a singular value decomposition a layer.
     """
 
     needs = READ
 
     def __init__(
-        self, *, layers: str = "last", ranks: Sequence[str] = ("effective_rank",), centred: bool = False, **look: Any
+        self,
+        *,
+        layers: str = "last",
+        ranks: Sequence[str] = ("effective_rank",),
+        centred: bool = False,
+        of_peak: bool = False,
+        **look: Any,
     ) -> None:
         super().__init__(**look)
+        self.of_peak = truth("of_peak", of_peak)
+        self.peak: dict[str, float] = {}
         if not isinstance(ranks, list | tuple):
             raise CrlError(f"ranks: {ranks!r} is not a list of {', '.join(RANKS)}")
         if layers not in ("last", "all"):
@@ -53,7 +62,23 @@ class ERank(Look):
             for place, layer in named.items():
                 for rank in self.ranks:
                     found[f"{network}/{place}/{rank}"] = RANKS[rank](layer.values, centred=self.centred)  # type: ignore[operator]
-        return found
+        return {**found, **(self._shares(found) if self.of_peak else {})}
+
+    def _shares(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Of the peaks, which are of all tasks together."""
+        shares = {}
+        for name, value in found.items():
+            self.peak[name] = max(self.peak.get(name, 0.0), value)
+            shares[f"{name}/of_peak"] = value / self.peak[name] if self.peak[name] else 0.0
+        return shares
+
+    def state_dict(self) -> State:
+        """The peaks."""
+        return {"peak": dict(self.peak)}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        self.peak = dict(state["peak"])
 
 
 class Dormant(Look):
