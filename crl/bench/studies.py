@@ -75,12 +75,16 @@ ACCURACY = (
     Column("average", "all tasks at the end, %", 1),
     Column("forgetting", "forgotten, points", 1),
 )
+RANKS = (
+    Column("features_of_peak", "features' effective rank at the end, of its peak", 2),
+    Column("weights_of_peak", "weights' effective rank at the end, of its peak", 2),
+)
 REPLAY = [{"use": "replay", "size": 2000, "batch": 128, "every": 1}]
-ONE = {"threads": 1}
+ONE = {"threads": 1}  # as many runs at once as there are cores
 CONTROLS = {
-    "naive SGD": Arm(changes=ONE),
-    "LwF": Arm([{"use": "lwf"}], ONE),
-    "ER": Arm(REPLAY, ONE),
+    "naive SGD": Arm(),
+    "LwF": Arm([{"use": "lwf"}]),
+    "ER": Arm(REPLAY),
 }
 
 # Strengths of the first two were chosen among two or three each on seed 100; all else is the config's.
@@ -124,28 +128,31 @@ STUDIES: dict[str, Callable[[], Study]] = {
         "split_mnist",
         {
             **CONTROLS,
-            "EWC": Arm([{"use": "ewc"}], ONE),
-            "SI": Arm([{"use": "si"}], ONE),
-            "A-GEM": Arm([{"use": "agem", "every": 1}], ONE),
-            "DER": Arm([{"use": "der", "every": 1}], ONE),
-            "generative replay": Arm([{"use": "generative_replay"}], ONE),
-            "progressive networks": Arm([{"use": "progressive"}], ONE),
-            "a fresh learner per task": Arm([{"use": "reset"}], ONE),
-            "joint training": Arm(changes={**ONE, "stream.joint": True}),
+            "EWC": Arm([{"use": "ewc"}]),
+            "SI": Arm([{"use": "si"}]),
+            "A-GEM": Arm([{"use": "agem", "every": 1}]),
+            "DER": Arm([{"use": "der", "every": 1}]),
+            "generative replay": Arm([{"use": "generative_replay"}]),
+            "progressive networks": Arm([{"use": "progressive"}]),
+            "a fresh learner per task": Arm([{"use": "reset"}]),
+            "joint training": Arm(changes={"stream.joint": True}),
         },
         accuracy,
         ACCURACY,
+        changes={**ONE, "monitors": []},
     ),
-    "split_cifar100": lambda: Study("papers/collapse_cifar100_quick", CONTROLS, accuracy, ACCURACY),
+    "split_cifar100": lambda: Study(
+        "papers/collapse_cifar100_quick", CONTROLS, accuracy, (*ACCURACY, *RANKS), changes=ONE
+    ),
     "collapse_mnist": lambda: Study(
         "papers/collapse_mnist",
         {
-            f"{net} {arm}": Arm(part.methods, {**part.changes, "agent.net": options})
+            f"{net} {arm}": Arm(part.methods, {"agent.net": options})
             for net, options in (("MLP", {"use": "mlp"}), ("ConvGRU", {"use": "convgru"}))
             for arm, part in CONTROLS.items()
         },
         accuracy,
-        ACCURACY,
+        (*ACCURACY, *RANKS),
     ),
     "permuted_mnist": lambda: Study(
         "papers/permuted_mnist_short",

@@ -49,6 +49,7 @@ class Study:
     numbers: Callable[[Run], dict[str, float]]
     columns: tuple[Column, ...]
     differences: tuple[tuple[str, str], ...] = ()  # pairs of arms, also compared seed by seed
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the config, in every arm
     alone: tuple[str, str] | None = None  # a number that only some runs have: its row's name, and the number
 
 
@@ -67,7 +68,13 @@ def main(name: str, study: Study, seeds: int = 5, out: str = "runs/study", jobs:
 
 def _spec(study: Study, arm: str, seed: int) -> config.Experiment:
     own = study.arms[arm]
-    changes = [("name", Path(study.config).name), ("methods", own.methods), *own.changes.items(), ("seed", seed)]
+    changes = [
+        ("name", Path(study.config).name),
+        ("methods", own.methods),
+        *study.changes.items(),
+        *own.changes.items(),
+    ]
+    changes.append(("seed", seed))
     return config.read(study.config, changes)
 
 
