@@ -53,7 +53,7 @@ def conv(
     """The network of Continual ImageNet (Dohare et al. 2024): convolutions (5x5, then 3x3) and max pooling, then dense.
 
     >>> sum(p.numel() for p in conv((3, 32, 32), 2).parameters())
-    177826
+    177218
     """
     inputs, places = _image(shape, "conv"), list(shape[1:])
     act = _activation(activation)
@@ -200,6 +200,13 @@ class Cell(nn.Module):
         return out
 
 
+def _convgru(
+    shape: Sequence[int], classes: int, *, hidden: int = 16, bands: int = 4, dense: int = 64, activation: str = "relu"
+) -> nn.Module:
+    """A convolutional gated recurrent network that reads an image band by band, from the top."""
+    return ConvGRU(shape, classes, hidden=hidden, bands=bands, dense=dense, activation=activation)
+
+
 def _resnet18(
     shape: Sequence[int],
     classes: int,
@@ -209,21 +216,23 @@ def _resnet18(
     activation: str = "relu",
     norm: str = "batch",
 ) -> nn.Module:
-    """ResNet-18 for small images."""
+    """ResNet-18 for small images: a 3x3 stem, four stages; `dense: [512, 512]` as in arXiv 2509.22335."""
     width, dense = _widths("width", [width])[0], _widths("dense", dense)
     return ResNet18(classes, width, inputs=_image(shape, "resnet18"), dense=dense, activation=activation, norm=norm)
 
 
-def _biconvgru(shape: Sequence[int], classes: int, **options: Any) -> nn.Module:
-    """ConvGRU that reads from both ends."""
-    return ConvGRU(shape, classes, both=True, **options)
+def _biconvgru(
+    shape: Sequence[int], classes: int, *, hidden: int = 16, bands: int = 4, dense: int = 64, activation: str = "relu"
+) -> nn.Module:
+    """A convolutional gated recurrent network that reads the bands of an image from both ends."""
+    return ConvGRU(shape, classes, hidden=hidden, bands=bands, dense=dense, both=True, activation=activation)
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "conv": conv,
     "resnet18": _resnet18,
-    "convgru": ConvGRU,
+    "convgru": _convgru,
     "biconvgru": _biconvgru,
 }
 
@@ -234,8 +243,7 @@ def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Modu
     use, init = options.pop("use", "mlp"), options.pop("init", "torch")
     known("agent.net.init", [init], INITS)
     make = NETS[use] if use in NETS else located(use, "agent.net.use", NETS)
-    own = ConvGRU if use == "biconvgru" else make
-    free = [n for n, p in inspect.signature(own).parameters.items() if p.kind is p.KEYWORD_ONLY and n != "both"]
+    free = [n for n, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
     if use in NETS:
         known("agent.net", options, free)
     try:

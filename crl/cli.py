@@ -238,8 +238,8 @@ def _looking(commands: Any) -> None:
     correlate.add_argument("--within", action="store_true", help="take each run's own mean from its numbers first")
     correlate.set_defaults(command=_correlate)
 
-    listing = commands.add_parser("list", help="what there is: agents, envs, configs, methods, monitors")
-    listing.add_argument("what", choices=("agents", "envs", "configs", "methods", "monitors"))
+    listing = commands.add_parser("list", help="what there is: agents, configs, envs, methods, monitors, nets, streams")
+    listing.add_argument("what", choices=("agents", "configs", "envs", "methods", "monitors", "nets", "streams"))
     listing.set_defaults(command=_list)
 
 

@@ -79,6 +79,9 @@ def listing(what: str) -> list[str]:
     if what == "envs":
         importlib.import_module("minigrid")
         return sorted(importlib.import_module("gymnasium").registry)
+    if what in ("streams", "nets"):
+        room = importlib.import_module("envs.slices" if what == "streams" else "agents.nets")
+        return [line for name, make in getattr(room, what.upper()).items() for line in _function(name, make)]
     short = {"agents": build.AGENTS, "methods": build.METHODS, "monitors": build.MONITORS}[what]
     lines = []
     for name, where in short.items():
@@ -103,6 +106,15 @@ def listing(what: str) -> list[str]:
         lines.append(f"{'in agent.net':<24} norm: layer; activation: crelu, or fourier (deep Fourier features)")
         lines.append(f"{'in agent.optimizer':<24} use: {optimizers}, or an import path")
     return [*lines, f"{'your own':<24} any import path, such as my_{what[:-1]}.My{what[:-1].title()}"]
+
+
+def _function(name: str, make: Any) -> list[str]:
+    """What a stream or a network is, and its options."""
+    doc = " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())
+    options = [o for o in inspect.signature(make).parameters.values() if o.kind is o.KEYWORD_ONLY]
+    text = textwrap.wrap(doc, 95, subsequent_indent="  ")
+    lines = [f"{name if i == 0 else '':<24} {line}" for i, line in enumerate(text)]
+    return [*lines, f"{'':<24}   {', '.join(f'{o.name}: {o.default}' for o in options)}"]
 
 
 def _method(name: str, cls: Any) -> list[str]:

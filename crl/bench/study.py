@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from crl import config
+from crl.core import CrlError
 from crl.opened import Run
 from crl.stats import bootstrap
 
@@ -68,14 +69,8 @@ def main(name: str, study: Study, seeds: int = 5, out: str = "runs/study", jobs:
 
 def _spec(study: Study, arm: str, seed: int) -> config.Experiment:
     own = study.arms[arm]
-    changes = [
-        ("name", Path(study.config).name),
-        ("methods", own.methods),
-        *study.changes.items(),
-        *own.changes.items(),
-    ]
-    changes.append(("seed", seed))
-    return config.read(study.config, changes)
+    named = [("name", Path(study.config).name), ("seed", seed), ("methods", own.methods)]
+    return config.read(study.config, [*named, *study.changes.items(), *own.changes.items()])
 
 
 def _place(study: Study, folder: Path, arm: str, seed: int) -> Path:
@@ -97,7 +92,8 @@ def _run(study: Study, folder: Path, arm: str, seed: int) -> tuple[str, int]:
     anew = ["train", sequence, str(source), "--out", str(folder / arm), "--overwrite"]
     again = status in ("interrupted", "running") and any((place / "checkpoints").glob("*.pt"))
     command = [sys.executable, "-m", "crl", *(["resume", str(place)] if again else anew), "-q"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+        raise CrlError(f"{arm}, seed {seed}, did not end, and has said why; the same command goes on from there")
     return arm, seed
 
 
