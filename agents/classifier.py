@@ -48,9 +48,9 @@ class Classifier:
         self.flat = dict(net or {}).get("use", "mlp") == "mlp"
         self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
-        self.model = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         kind = find(options.pop("use", "adam"))
-        self.optimizers = [kind(self.model.parameters(), lr=_rate(learning_rate), **options)]
+        self.optimizers = [kind(self._model.parameters(), lr=_rate(learning_rate), **options)]
         self.decay = 0.0
         self.announced = True
         self.heads: list[str] = []  # the tasks that have one, where heads are per task
@@ -58,10 +58,16 @@ class Classifier:
         self.met: list[int] = []  # the classes of all tasks so far
         self.before: list[int] = []  # those of the tasks before this one
         self.minibatch: dict[str, Tensor] = {}
-        self._direct = Direct(self.model, self.optimizers[0])
+        self._direct = Direct(self._model, self.optimizers[0])
         self._answers: Tensor | None = None
         self._waiting = False
         self._seen, self._length = 0, 1
+
+    @property
+    def model(self) -> nn.Module:
+        """The network. Updates that were held back are in it: whoever keeps its parameters asks for it before reading."""
+        self._direct.flush()
+        return self._model
 
     # Acting and learning.
 

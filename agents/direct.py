@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.online import Online, one
+
 NEVER = -1e9  # the logit of a class that cannot be the answer: finite, so that no gradient is NaN
 
 
@@ -31,6 +33,7 @@ class Direct:
             hooks = [(part._forward_hooks, part._forward_pre_hooks, part._backward_hooks) for part in model.modules()]
             self._watchers: list[Any] = [*(d for dicts in hooks for d in dicts), optimizer._optimizer_step_pre_hooks]
             self._values = [(layer.weight, layer.bias) for layer in self.layers]
+        self.online = Online(self.layers) if self.layers and self.layers[0].weight.device.type == "cpu" else None
 
     def _plain(self) -> bool:
         """Whether this is gradient descent without momentum on linear layers with ReLUs between."""
@@ -58,11 +61,26 @@ class Direct:
         after = self.optimizer._optimizer_step_post_hooks.values()
         return len(self.optimizer.param_groups) == 1 and all(getattr(hook, "blind", False) for hook in after)
 
-    @torch.no_grad()
-    def step(self, batch: Mapping[str, Tensor], decay: float) -> tuple[Tensor, Tensor]:
+    def flush(self) -> None:
+        """Bring the weights up to date."""
+        if self.online is not None:
+            self.online.flush()
+
+    def step(self, batch: Mapping[str, Tensor], decay: float) -> tuple[Any, Any]:
         """One step on the mean cross entropy of a batch: (the loss before it, the share that was right)."""
         group = self.optimizer.param_groups[0]
         rate, keep = group["lr"], 1 - group["lr"] * (decay + group["weight_decay"])
+        if self.online is not None and len(batch["label"]) == 1 and keep > 0 and self.online.current():
+            found: tuple[Any, Any] = self.online.step(*one(batch), rate, keep)
+        else:
+            self.flush()
+            found = self._step(batch, rate, keep)
+        for hook in [*self.optimizer._optimizer_step_post_hooks.values()]:
+            hook(self.optimizer, (), {})
+        return found
+
+    @torch.no_grad()
+    def _step(self, batch: Mapping[str, Tensor], rate: float, keep: float) -> tuple[Tensor, Tensor]:
         label = batch["label"]
         seen, logits = self._forward(batch["obs"])
         logits = only(logits, batch.get("answers"))
@@ -78,8 +96,6 @@ class Direct:
             weight.addmm_(back.T, seen[i], beta=keep, alpha=-rate)
             bias.mul_(keep).add_(back.sum(0), alpha=-rate)
             back = further
-        for hook in [*self.optimizer._optimizer_step_post_hooks.values()]:
-            hook(self.optimizer, (), {})
         return loss, right
 
     def _forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:

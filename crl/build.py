@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 import crl
 from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
@@ -109,6 +110,7 @@ class Plan:
 def build(experiment: Experiment) -> Plan:
     """Build everything that a walk needs."""
     torch.set_num_threads(experiment.threads)
+    threadpool_limits(experiment.threads, "blas")  # numpy's
     device = _device(experiment.device)
     if experiment.stream:
         tasks, order, steps = build_stream(experiment)

@@ -106,6 +106,7 @@ class Method:
         """What it did since it was last asked, and how things stand."""
         done, seconds = dict(self.done), self.seconds
         self.done, self.seconds = {}, 0.0
+        _ = self.agent.model  # an agent may hold updates back until it is asked for its model
         with torch.no_grad():
             return {**done, **self.measures(), "seconds": seconds}
 
