@@ -65,7 +65,7 @@ class Classifier:
 
     @property
     def model(self) -> nn.Module:
-        """The network. Updates that were held back are in it: whoever keeps its parameters asks for it before reading."""
+        """The network, with all updates in it: whoever keeps its parameters asks for it before reading them."""
         self._direct.flush()
         return self._model
 

@@ -1,8 +1,8 @@
 """Plain gradient descent on one sample at a time, with its updates held back: exact, and twice as fast.
 
-A step on one sample changes a layer's weights by an outer product, W <- keep W - rate d h^T. Written into memory at once,
-that is most of the step. So the vectors are kept instead, and what they would have changed is added to every product
-with W, which is cheap while they are few; every `HELD` steps, or when somebody looks at the weights, one matrix
+A step on one sample changes a layer's weights by an outer product, W <- keep W - rate d h^T. Written into memory at
+once, that is most of the step. So the vectors are kept instead, and what they would have changed is added to every
+product with W, which is cheap while they are few; every `HELD` steps, or when somebody looks at the weights, one matrix
 product brings W up to date. With a penalty (keep < 1) a common scale stands before W:
 
     W_t = c_t (W_0 - rate sum_s (d_s / c_{s+1}) h_s^T),   c_{t+1} = keep c_t

@@ -134,7 +134,7 @@ class ImageTask:
                 rows, labels = rows[own], labels[own]
             x = images[rows]
             if part.order is not None:
-                x = x.reshape(len(x), -1)[:, part.order].reshape(x.shape)
+                x = np.take(x.reshape(len(x), -1), part.order, 1).reshape(x.shape)  # row by row in memory, too
             found.append((x, labels, part))
         x, y = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
         answers = self._answers([(len(f[1]), f[2]) for f in found])

@@ -89,12 +89,18 @@ def avalanche(
     steps: int = 0,
     threads: int = 1,
     seed: int = 0,
+    listed: bool = True,
 ) -> Trained:
-    """Avalanche's plain fine-tuning, one experience a task, at most so many `steps` of each (0: all its pictures)."""
+    """Avalanche's plain fine-tuning, one experience a task, at most so many `steps` of each (0: all its pictures).
+
+    `listed` is its fastest form found here; otherwise the datasets are of tensors, as its documentation has it.
+    """
     benchmarks, training = _avalanche()
     _begin(threads, seed)
     found = [
         benchmarks.utils.AvalancheDataset([list(zip(_scaled(pictures), answers.tolist(), strict=True))])
+        if listed
+        else benchmarks.utils.AvalancheDataset([torch.utils.data.TensorDataset(_scaled(pictures), answers)])
         for pictures, answers in _tasks(images, labels, tasks, steps * batch)
     ]
     with warnings.catch_warnings(action="ignore"):  # that nothing will be logged
