@@ -152,6 +152,18 @@ def area_under_curve(steps: ArrayLike, values: ArrayLike, total: float) -> Metri
     return _metric(float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum()) / span)
 
 
+def online_mean(steps: ArrayLike, values: ArrayLike) -> Metric:
+    """The mean over all samples, where each value is the mean since the step of the one before: online accuracy.
+
+    >>> online_mean([100, 150], [0.5, 0.8]).value
+    0.6
+    """
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return Metric(math.nan, "nothing was recorded")
+    return _metric(float((np.diff(x, prepend=0) * y).sum() / x[-1]))
+
+
 def forward_transfer(auc: float, baseline: float, best: float) -> Metric:
     """FT = (AUC - b) / (best - b), b the AUC of a fresh agent on the task alone (Continual World, where best is 1).
 

@@ -85,12 +85,15 @@ def restore(plan: build.Plan, state: State) -> None:
 
 def visit_areas(run: Run) -> list[metrics.Metric]:
     """The area under the training curve of each visit: its mean return (or accuracy) over the visit's steps."""
-    name = f"train/{run.manifest.get('measure', 'return')}"
+    measure = run.manifest.get("measure", "return")
     visits = sorted({record.visit for record in run.records if record.visit > 0})
     areas = []
     for visit in visits:
-        steps, values = run.curve(name, visit)
+        steps, values = run.curve(f"train/{measure}", visit)
         ticks = run.curve("walk/visit", visit)[0]
         start = run.curve("walk/visit", visit - 1)[0].max(initial=0)
+        if measure == "accuracy":
+            areas.append(metrics.online_mean(steps - start, values))
+            continue
         areas.append(metrics.area_under_curve(steps - start, values, float(ticks.max(initial=start) - start)))
     return areas

@@ -78,7 +78,7 @@ class ImageTask:
                 stop = start + batch if count - start - batch != 1 else count  # no batch norm of one row
                 part = _part(shuffled, start, stop)
                 agent.observe(self._augmented(part, visit.seed, epoch, start))
-                self.tally.add(agent.update())
+                self.tally.add(agent.update(), len(part.label))
                 start, before = stop, self.steps
                 self.steps += len(part.label)
                 if self.steps // tick > before // tick or self.steps >= visit.steps:

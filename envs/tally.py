@@ -16,12 +16,12 @@ class Tally:
         self.sums: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, numbers: Any) -> None:
-        """Take in the numbers of an update."""
+    def add(self, numbers: Any, weight: int = 1) -> None:
+        """Take in the numbers of an update, which may stand for several samples."""
         for name, value in numbers.items():
             own = value.double() if isinstance(value, Tensor) and value.is_cuda else float(value)
-            self.sums[name] = self.sums.get(name, 0.0) + own
-            self.counts[name] = self.counts.get(name, 0) + 1
+            self.sums[name] = self.sums.get(name, 0.0) + own * weight
+            self.counts[name] = self.counts.get(name, 0) + weight
 
     def episodes(self, returns: Array, lengths: Array) -> None:
         """Take in the episodes that ended at a step."""
