@@ -142,7 +142,11 @@ STUDIES: dict[str, Callable[[], Study]] = {
         changes={**ONE, "monitors": []},
     ),
     "split_cifar100": lambda: Study(
-        "papers/collapse_cifar100_quick", CONTROLS, accuracy, (*ACCURACY, *RANKS), changes=ONE
+        "papers/collapse_cifar100_quick",
+        {**CONTROLS, "ER": Arm([{"use": "replay", "size": 2000, "batch": 50, "every": 1}])},
+        accuracy,
+        (*ACCURACY, *RANKS),
+        changes={**ONE, "stream.samples": 1000},
     ),
     "collapse_mnist": lambda: Study(
         "papers/collapse_mnist",

@@ -287,11 +287,13 @@ class Taught(Term):
         return bool(getattr(self.agent, "heads", None) or getattr(self.agent, "apart", False))
 
     def on_each(self, batch: Mapping[str, Tensor], tasks: Iterable[str]) -> Tensor | None:
-        """The loss summed over the answers for several tasks."""
+        """The loss summed over the answers for several tasks; one pass is enough where only masks tell them apart."""
         total: Tensor | None = None
+        several = getattr(self.agent, "heads", None) or getattr(self.agent, "also_facing", None)
+        once = None if several else (self.agent.outputs(batch), self.taught(batch))
         for task in tasks:
             with aside(0), facing(self.agent, Named(task)):  # type: ignore[arg-type]
-                part = self.compared(batch)
+                part = self.compared(batch) if once is None else self.agent.distill(*once)
             total = part if total is None else total + part
         return total
 
