@@ -45,7 +45,7 @@ class Classifier:
         self.interface, self.device = interface, torch.device(device)
         self.classes, options = int(answered.n), dict(optimizer or {})
         torch.manual_seed(seed)
-        self.flat = dict(net or {}).get("use", "mlp") == "mlp"
+        self.flat = not isinstance(net, Mapping) or net.get("use", "mlp") == "mlp"
         self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -196,6 +196,14 @@ class Classifier:
         return getattr(self.model, "chains", None)
 
     @property
+    def networks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Of heads only the one that answers."""
+        heads = [*self._head().heads] if self.heads else []
+        rest = {id(p) for i, one in enumerate(heads) if i != self._head().current for p in one.parameters()}
+        named = self.model.named_parameters()
+        return {"model": {name: p for name, p in named if p.requires_grad and id(p) not in rest}}
+
+    @property
     def progress(self) -> float:
         """The share of the visit that is over."""
         return min(1.0, self._seen / self._length)
@@ -251,7 +259,9 @@ class Classifier:
         return ("obs", "label", "answers") if self.met else ("obs", "label")
 
     def rehearse(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of stored pairs."""
+        """The loss of stored pairs: among their task's classes or, where tasks are not told, among all so far."""
+        if self.met and not self.masks:
+            batch = {**batch, "answers": self._mask(self.met).expand(len(batch["label"]), -1)}  # type: ignore[union-attr]
         return self.objective(self.outputs(batch), batch)
 
     def distill(self, outputs: Tensor, teacher: Tensor) -> Tensor:

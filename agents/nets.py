@@ -158,6 +158,8 @@ class ConvGRU(nn.Module):
     ) -> None:
         super().__init__()
         channels = _image(shape, "convgru")
+        for name, value in (("hidden", hidden), ("bands", bands), ("dense", dense)):
+            _widths(name, [value])
         if shape[1] % bands:
             raise CrlError(f"agent.net.bands: an image of {shape[1]} rows is not cut into {bands} equal bands")
         self.bands, self.hidden = bands, hidden
@@ -239,6 +241,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Module:
     """The network that `agent.net` asks for: a short name, or the import path of something called like those here."""
+    if not isinstance(net, Mapping):
+        raise CrlError(f"agent.net: expected a mapping such as {{use: conv}}, not {net!r}")
     options = dict(net)
     use, init = options.pop("use", "mlp"), options.pop("init", "torch")
     known("agent.net.init", [init], INITS)

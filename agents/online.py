@@ -31,6 +31,7 @@ class Online:
         self.layers = list(layers)
         self.weights: list[Array] = [layer.weight.detach().numpy() for layer in layers]
         self.biases: list[Array] = [layer.bias.detach().numpy() for layer in layers]
+        self.places = [layer.weight.data_ptr() for layer in layers]
         kind = self.weights[0].dtype
         self.seen = [np.zeros((HELD, w.shape[1]), kind) for w in self.weights]  # h of each held step
         self.back = [np.zeros((HELD, w.shape[0]), kind) for w in self.weights]  # d of each, over its scale
@@ -39,8 +40,7 @@ class Online:
 
     def current(self) -> bool:
         """Whether these are still the layers' own numbers."""
-        pairs = zip(self.layers, self.weights, strict=True)
-        return all(layer.weight.data_ptr() == weight.ctypes.data for layer, weight in pairs)
+        return [layer.weight.data_ptr() for layer in self.layers] == self.places
 
     def step(self, x: Array, label: int, answers: Array | None, rate: float, keep: float) -> tuple[float, float]:
         """One step: (the loss before it, whether the likeliest class was right)."""

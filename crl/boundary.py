@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from crl import build
 from crl.core import Boundary, CrlError, Visit, aside, brief, derive
 from crl.linalg import CurvatureError, Spectrum
+from crl.linalg.problem import steady
 
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
 
@@ -64,7 +67,9 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
     where = f"visit {boundary.visit.index}, {boundary.phase}: looking at {name}"
     boundary.tell(where)
     shown = replace(boundary, tell=lambda what: boundary.tell(f"{where}, {what}"))
-    with aside(boundary.seed):
+    model = getattr(boundary.agent, "model", None)
+    still = steady(model) if isinstance(model, nn.Module) else contextlib.nullcontext()
+    with aside(boundary.seed), still:  # batch norm counts no look
         try:
             found = {key: _numbers(value) for key, value in monitor.measure(shown).items()}
         except (CrlError, CurvatureError) as error:

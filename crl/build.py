@@ -121,6 +121,7 @@ def build(experiment: Experiment) -> Plan:
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
     methods = build_methods(experiment, agent)
+    _check_told(experiment, tasks, methods)
     monitors = build_monitors(experiment.monitors)
     if getattr(agent, "stride", 1) < 1:
         raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
@@ -350,6 +351,18 @@ def _check_rules(experiment: Experiment, agent: Any) -> None:
         )
     if hasattr(agent, "accepts"):
         agent.accepts(rules)
+
+
+def _check_told(experiment: Experiment, tasks: Sequence[Task], methods: Mapping[str, Any]) -> None:
+    """Where the learner is not told which task it answers for, nothing may choose by the task's name."""
+    if all(getattr(task, "told", True) or not getattr(task, "answers", ()) for task in tasks):
+        return
+    reason = "answers each task with a part of its own, and in this scenario nobody tells which task it is"
+    if experiment.boundary.head == "per_task":
+        raise CrlError(f"boundary.head: per_task {reason}")
+    for i, (name, method) in enumerate(methods.items()):
+        if getattr(method, "names_tasks", False):
+            raise CrlError(f"methods.{i}: {name} {reason}")
 
 
 def _device(name: str) -> str:

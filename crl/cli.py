@@ -43,17 +43,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from crl import run
+    from crl import config, run
 
-    source = arguments.env_seq or arguments.data_seq
     if arguments.data is not None and arguments.env_seq:
         raise CrlError("--data names the dataset of a --data-seq; environments have none")
+    source, changes = arguments.env_seq or arguments.data_seq, tuple(_changes(arguments))
+    stream = bool(config.read(source, changes).stream)
+    if stream != bool(arguments.data_seq):
+        other = "slices of a dataset: say --data-seq" if stream else "environments: say --env-seq"
+        raise CrlError(f"{source} is a sequence of {other}")
     done = run.train(
-        source,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        verbosity=arguments.verbosity,
-        changes=tuple(_changes(arguments)),
+        source, out=arguments.out, overwrite=arguments.overwrite, verbosity=arguments.verbosity, changes=changes
     )
     if arguments.verbosity >= 0:
         print(done.path)

@@ -288,7 +288,8 @@ class Method(Protocol):
 
     Where boundaries are not announced, `enter` and `leave` are not called; a class attribute `needs_boundaries = True`
     has such a walk refused instead. Further parts are optional: `needs` names the parts of an agent that it cannot do
-    without and `excludes` the methods that it cannot be with; `one_head = True` has heads per task refused, and
+    without and `excludes` the methods that it cannot be with; `one_head = True` has heads per task refused,
+    `names_tasks = True` (it answers by a task's name) a scenario in which the task is not told, and
     `accepts(agent)` refuses an agent with a `CrlError`;
     `numbers()` is what it did since it was last asked, to be logged; `reseed(seed)` seeds its own random stream;
     `rebuild(agent, state)` gives a new agent the structure that it had, before the agent's state is loaded.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crl.core import Agent
@@ -70,7 +71,14 @@ def hidden(agent: Any, batch: Mapping[str, Tensor]) -> dict[str, list[Layer]]:
         own = [entry for entry in read if any(id(value) in chosen for value in entry[1].parameters(recurse=False))]
         first = {_place(seen) for _, _, seen, _ in own[:1]}  # the observation, which other branches read too
         hidden = [entry for entry in own if _place(entry[2]) not in first]
-        found[network] = [Layer(name, _units(part, seen), kind) for name, part, seen, kind in hidden]
+        places = {_place(seen): name for name, _, seen, _ in reversed(hidden)}  # read twice, it is one layer
+        merged: dict[str, Layer] = {}
+        for name, part, seen, kind in hidden:
+            if places[_place(seen)] == name:
+                values = _units(part, seen)  # a part that is called again and again (band by band) is one layer
+                values = torch.cat([merged[name].values, values]) if name in merged else values
+                merged[name] = Layer(name, values, kind)
+        found[network] = list(merged.values())
     if not any(found.values()):
         raise CurvatureError("no hidden layer was found: the model has less than two layers with weights")
     return {network: layers for network, layers in found.items() if layers}

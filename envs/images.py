@@ -75,7 +75,8 @@ class ImageTask:
             epoch, start = divmod(self.steps, count)
             shuffled = self._shuffled(data, visit.seed, epoch)
             while start < count and self.steps < visit.steps:
-                stop = start + batch if count - start - batch != 1 else count  # no batch norm of one row
+                single = batch > 1 and count - start - batch == 1  # batch norm could not take the last row alone
+                stop = count if single else start + batch
                 part = _part(shuffled, start, stop)
                 agent.observe(self._augmented(part, visit.seed, epoch, start))
                 self.tally.add(agent.update(), len(part.label))
@@ -210,7 +211,7 @@ def build(
     stream: Mapping[str, Any], seed: int, test_samples: int, choose: Callable[[Any, Mapping[str, Any]], None]
 ) -> tuple[list[ImageTask], list[int]]:
     """(the tasks of a stream, the samples that a visit to each learns); `choose` checks a stream's own options."""
-    options = dict(stream)
+    options = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in stream.items()}  # 1e4
     use, data = options.pop("use"), options.pop("data")
     batch, epochs = (
         whole(f"stream.{name}", options.pop(name, default)) for name, default in (("batch", 128), ("epochs", 1))
@@ -220,16 +221,16 @@ def build(
     whole("stream.samples", samples, 0)
     make = STREAMS[one_of("stream.use", use, tuple(STREAMS))]
     choose(make, options)
-    arrays = load(data)
+    arrays = load(str(data))
     settings = Settings(batch, epochs, _augment(augment, arrays), joint, test_samples)
     slices = make(arrays, np.random.default_rng(derive(seed, STREAM)), **options)
     if whole("stream.only", only, 0) > len(slices):
         raise CrlError(f"stream.only: {only} is no task; they are counted from 1 to {len(slices)}")
+    classes = 1 + int(max(max(part.train_labels.max(), *part.answers, 0) for part in slices if len(part.train)))
     slices = [_fewer(part, samples, derive(seed, STREAM, i)) for i, part in enumerate(slices)] if samples else slices
     empty = next((part.name for part in slices if not len(part.train) or not len(part.test)), None)
     if empty is not None:
         raise CrlError(f"stream: task {empty!r} has no images to learn from or to be tested on")
-    classes = 1 + int(max(part.train_labels.max() for part in slices))
     tasks = [ImageTask(arrays, slices[: i + 1], classes, settings) for i in range(len(slices))]
     tasks = tasks[only - 1 : only] if only else tasks
     return tasks, [epochs * task.samples for task in tasks]

@@ -155,8 +155,14 @@ class MAS(Anchored):
 
     def importance(self, visit: Visit) -> dict[str, Tensor]:
         """Per-sample gradients' absolute values."""
-        found: dict[str, Tensor] = self.per_sample(visit, lambda out, sample: [out[0].square().sum()], torch.abs)
+        found: dict[str, Tensor] = self.per_sample(visit, _size, torch.abs)
         return found
+
+
+def _size(outputs: Tensor, sample: Mapping[str, Tensor]) -> list[Tensor]:
+    """|answer|^2, of the classes that can be the answer."""
+    answers = sample.get("answers")
+    return [(outputs if answers is None else outputs.masked_fill(~answers, 0.0))[0].square().sum()]
 
 
 class SI(Anchored):

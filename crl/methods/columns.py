@@ -30,6 +30,7 @@ class Progressive(Method):
     needs = ("model", "optimizers", "chains", "rebuilt")
     needs_boundaries = True
     one_head = True  # it has an answer for each task already
+    names_tasks = True
     excludes = ("packnet", "ewc", "online_ewc", "si", "mas", "spectral_norm", "parseval", "spectral", "weight_clip",
                 "normalize_and_project", "wasserstein", "l2_init", "lwf", "generative_replay")  # fmt: skip
     memory: ClassVar[tuple[str, ...]] = ("tasks", "first")
@@ -174,6 +175,7 @@ class PackNet(Method):
 
     family = ARCHITECTURE
     needs = ("model", "optimizers", "chains", "progress")
+    names_tasks = True
     needs_boundaries = True
     excludes = ("progressive", "reset", "head_reset", "redo", "cbp", "shrink_perturb", "plasticity_injection",
                 "spectral_norm", "normalize_and_project")  # fmt: skip
@@ -194,6 +196,8 @@ class PackNet(Method):
         """What frozen weights see must not move."""
         _refuse_normalizer("packnet", agent)
         _refuse_partial("packnet", agent)
+        if any(getattr(part, "running_mean", None) is not None for part in agent.model.modules()):  # type: ignore[attr-defined]
+            raise CrlError("packnet freezes weights, but batch norm's statistics go on moving: use norm: layer or none")
 
     def attach(self, agent: Agent) -> None:
         """Whoever faces a task sees its weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,12 +10,11 @@ import torch
 from torch import Tensor
 
 from crl.checked import number, one_of, whole
-from crl.core import Agent, State, Visit
-from crl.hidden import hidden
+from crl.core import Agent, CrlError, State, Visit
+from crl.hidden import WEIGHTED, hidden, networks
 from crl.linalg import CurvatureError, effective_rank_to_raise
 from crl.methods.method import Method, Term, averaged, length, own_pass
 from crl.methods.shape import L2
-from crl.methods.units import refuse_shallow
 
 FEATURES = "features"
 
@@ -46,10 +46,14 @@ class ERank(Term):
         self.samples = whole("samples", samples, 2)
         self.block: list[Tensor] = []  # the latest inputs
         self.steps = 0
+        self._rows: int | None = None  # how many there are in it; None: to be counted
 
     def accepts(self, agent: Agent) -> None:
         """Hidden layers there must be; and epochs are only known of agents that tell."""
-        refuse_shallow("erank", agent)
+        layers = [p for p in agent.model.modules() if isinstance(p, WEIGHTED)]  # type: ignore[attr-defined]
+        owned = [{id(p) for p in part.values()} for part in networks(agent).values()]
+        if all(sum(any(id(p) in own for p in layer.parameters()) for layer in layers) < 2 for own in owned):
+            raise CrlError("erank acts on hidden layers, and this network has none")
         if self.every == "epoch":
             self.every = whole("every: epoch asks the agent for `epoch`, which", getattr(agent, "epoch", None))
 
@@ -71,6 +75,7 @@ class ERank(Term):
         self._remember(self.agent.minibatch["obs"])
         rank = self.rank()
         self.block = before
+        self._rows = None
         self.count("rank", float(rank.detach()))
         return -rank
 
@@ -87,13 +92,14 @@ class ERank(Term):
         return step % int(self.every) == 0
 
     def _remember(self, inputs: Tensor) -> None:
+        self._rows = (sum(map(len, self.block)) if self._rows is None else self._rows) + len(inputs)
         self.block.append(inputs)
-        excess = sum(map(len, self.block)) - self.samples
-        while excess > 0:
+        while self._rows > self.samples:
+            excess = self._rows - self.samples
             if len(self.block[0]) <= excess:
-                excess -= len(self.block.pop(0))
+                self._rows -= len(self.block.pop(0))
             else:
-                self.block[0], excess = self.block[0][excess:], 0
+                self.block[0], self._rows = self.block[0][excess:], self.samples
 
     def _rise(self) -> None:
         values = list(self.parameters.values())
@@ -104,14 +110,20 @@ class ERank(Term):
                 return
             found = torch.autograd.grad(rank, values, allow_unused=True) if rank.requires_grad else ()
         parts = [(value, part) for value, part in zip(values, found, strict=False) if part is not None]
-        if not parts or not all(torch.isfinite(part).all() for _, part in parts):
+        size = float(length(part for _, part in parts)) if parts else float("nan")
+        if not math.isfinite(size):
             self.count("skipped")
             return
         for value, part in parts:
             value.add_(part, alpha=self.lr)
         self.count("steps")
         self.count("rank", float(rank.detach()))
-        self.count("push", self.lr * float(length(part for _, part in parts)))
+        self.count("push", self.lr * size)
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self._rows = None
 
     def numbers(self) -> dict[str, float]:
         """The rank that its steps found, and how long they were: means."""

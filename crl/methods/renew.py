@@ -323,12 +323,28 @@ class Reset(HeadReset):
     """All weights get their first values back at each new visit, moments go: the control RESET of arXiv 2509.22335."""
 
     needs = ("model", "optimizers")
+    memory: ClassVar[tuple[str, ...]] = ("first", "buffers")
     one_head = False
     excludes = (*STRUCTURAL, "head_reset", "plasticity_injection")
     idle: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         super().__init__(0)
+        self.buffers: dict[str, Tensor] = {}  # batch norm's first statistics
+
+    def attach(self, agent: Agent) -> None:
+        """Remember what is no parameter too."""
+        super().attach(agent)
+        if not self.buffers:
+            self.buffers = {name: value.clone() for name, value in agent.model.named_buffers()}  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def reset(self, names: list[str]) -> None:
+        """Statistics as well."""
+        super().reset(names)
+        there = dict(self.agent.model.named_buffers())
+        for name, value in self.buffers.items():
+            there[name].copy_(value)
 
     def chosen(self) -> list[str]:
         """All."""

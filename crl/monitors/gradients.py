@@ -63,7 +63,7 @@ class Conflict(Look):
 
     def measure(self, boundary: Boundary) -> Mapping[str, float]:
         """`<network>/cosine/with/<task>` and `<network>/below_zero/with/<task>`."""
-        if boundary.phase not in self.at or not boundary.earlier:
+        if not self.due(boundary) or not boundary.earlier:
             return {}
         new, found = self.on(boundary, boundary.task), {}
         for task in boundary.earlier:
