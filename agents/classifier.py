@@ -69,6 +69,10 @@ class Classifier:
         self._direct.flush()
         return self._model
 
+    def settle(self) -> None:
+        """A safe point: what was held back is done now, so that it makes no difference whether anybody looks."""
+        self._direct.flush()
+
     # Acting and learning.
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
@@ -112,6 +116,7 @@ class Classifier:
 
     def accepts(self, rules: Rules) -> None:
         """It has neither a buffer nor a normaliser of its own, and its learning rate stands still."""
+        self.announced = rules.announced
         for name in ("buffer", "normalizer"):
             if getattr(rules, name) == "reset":
                 raise CrlError(f"boundary.{name}: reset: the classifier has none")
@@ -305,7 +310,7 @@ class Classifier:
 
 
 def _rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise CrlError(f"agent.learning_rate: {value!r} is not a number of at least 0")
     return float(value)
 

@@ -30,8 +30,9 @@ class Direct:
         self.layers: list[nn.Linear] = []
         if self._plain():
             self.layers = [part for part in model if isinstance(part, nn.Linear)]  # type: ignore[attr-defined]
-            hooks = [(part._forward_hooks, part._forward_pre_hooks, part._backward_hooks) for part in model.modules()]
-            self._watchers: list[Any] = [*(d for dicts in hooks for d in dicts), optimizer._optimizer_step_pre_hooks]
+            names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+            hooks = [getattr(part, name) for part in model.modules() for name in names]
+            self._watchers: list[Any] = [*hooks, optimizer._optimizer_step_pre_hooks]
             self._values = [(layer.weight, layer.bias) for layer in self.layers]
         self.online = Online(self.layers) if self.layers and self.layers[0].weight.device.type == "cpu" else None
 

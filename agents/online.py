@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from crl.core import Array
 
-HELD = 48  # steps
+HELD = 64  # steps
 
 
 class Online:

@@ -180,7 +180,7 @@ class Agent(Protocol):
     learned and target networks made anew. `apart`, where it is true, says that tasks are answered by outputs of their
     own (heads, masks), for which the agent is to face a task; `decay` is the strength of an L2 penalty that the agent
     adds to its gradients by itself, which `l2` then raises instead. `learns_from` is `transitions` or `pairs`: a
-    sequence that gives the other is refused.
+    sequence that gives the other is refused. `settle()` is called at safe points of a dataset's visit.
     """
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:

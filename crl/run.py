@@ -287,7 +287,8 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     walk = Walk(plan, folder, verbosity, state["offset"])
     walk.restore(state)
     if lost:
-        walk.terminal.note(f"visit {state['visit'] + 1} starts again from its boundary: {lost:,} steps are repeated")
+        where = f"goes on from its step {state['done']:,}" if state["done"] else "starts again from its boundary"
+        walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
     add_baseline(run.experiment, folder, plan, _alone)
     return Run(folder.path)

@@ -70,6 +70,7 @@ class ImageTask:
         batch = self.settings.batch
         data = self._rows(agent, train=True)
         count = len(data.label)
+        settle = getattr(agent, "settle", None)
         safe, tick = (batch * math.ceil(every / batch) for every in (SAFE, TICK))
         while self.steps < visit.steps:
             epoch, start = divmod(self.steps, count)
@@ -82,6 +83,8 @@ class ImageTask:
                 self.tally.add(agent.update(), len(part.label))
                 start, before = stop, self.steps
                 self.steps += len(part.label)
+                if self.steps // safe > before // safe and settle is not None:
+                    settle()
                 if self.steps // tick > before // tick or self.steps >= visit.steps:
                     numbers, self.tally = self.tally.numbers(), Tally()
                     yield Tick(min(self.steps, visit.steps), numbers)
@@ -237,7 +240,7 @@ def build(
 
 
 def _augment(names: Any, arrays: Arrays) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or any(name not in AUGMENT for name in names):
+    if not isinstance(names, list | tuple) or any(name not in tuple(AUGMENT) for name in names):
         raise CrlError(f"stream.augment: {names!r} is not a list of {', '.join(AUGMENT)}")
     if names and arrays.train_x.ndim != 4:
         raise CrlError("stream.augment: crop and flip are for images (channels, height, width)")
