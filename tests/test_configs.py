@@ -25,12 +25,18 @@ from tests.my_agent import MyAgent
 from tests.my_method import Prune
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted(config.CONFIGS.glob("*.yaml"))
+SHIPPED = sorted(config.CONFIGS.rglob("*.yaml"))
+STREAMS = [path for path in SHIPPED if config.read(path).stream]
+SEQUENCES = [path for path in SHIPPED if path not in STREAMS]
 TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
 HESSIAN = [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def named(path: Path) -> str:
+    return str(path.relative_to(config.CONFIGS).with_suffix(""))
+
+
+@pytest.mark.parametrize("path", SEQUENCES, ids=named)
 def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
     read = config.read(path)
     count = len(read.tasks)
@@ -41,6 +47,61 @@ def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
     visits = len(build.build(run.experiment).order)
     assert run.matrix.shape == (visits + 1, len(run.tasks)) and np.isfinite(run.matrix).all()
     assert run.manifest["status"] == "finished" and len(list((run.path / "checkpoints").iterdir())) == visits + 1
+
+
+def test_both_kinds_are_shipped() -> None:
+    assert {named(path) for path in SEQUENCES} >= {"minigrid", "classic", "mixed"}
+    assert {named(path) for path in STREAMS} >= {"split_mnist", "split_cifar100", "papers/continual_imagenet"}
+
+
+SMALLER: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [8, 8]},
+    "conv": {"channels": [4, 4, 4], "hidden": [8]},
+    "resnet18": {"width": 4},
+}
+
+
+def shrunk(path: Path) -> list[tuple[str, Any]]:
+    """What makes a stream's walk short: other data, few tasks, one epoch, a tiny net, little looking."""
+    read = config.read(path)
+    net = {**read.agent["net"], **SMALLER[read.agent["net"]["use"]]}
+    net |= {"dense": [8] * len(net["dense"])} if "dense" in net else {}
+    colour = read.stream["data"] not in ("mnist", "fashion_mnist", "shapes_grey")
+    stream = {"data": f"tests.tiny_images.{'colour' if colour else 'grey'}", "tasks": 3, "epochs": 1, "samples": 16}
+    changes = [(f"stream.{name}", value) for name, value in stream.items()] + [("agent.net", net), ("threads", 1)]
+    for i, monitor in enumerate(read.monitors):
+        changes.append((f"monitors.{i}.samples", 16))
+        changes += [(f"monitors.{i}.{n}", v) for n, v in (("probes", 1), ("steps", 3)) if monitor["use"] == "hessian"]
+    return [*changes, ("evaluation.samples", 10)]
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=named)
+def test_shipped_stream_walks_shrunk(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    for name in ("spectrum", "matrix"):  # pictures take longer than the walk
+        monkeypatch.setattr(f"crl.sinks.TensorBoard.{name}", lambda *args: None)
+    read, run = config.read(path), crl.train(path, out=tmp_path, changes=(*shrunk(path),))
+    assert run.manifest["status"] == "finished"
+    assert run.matrix.shape == (4, 3)
+    own = [run.matrix[i + 1, i] for i in range(3)]
+    assert np.isfinite(own).all() and np.isfinite(run.matrix).all() == (read.evaluation.of == "all")
+    assert [(record.name, record.note) for record in run.records if record.note] == []
+    for monitor in read.monitors:
+        assert any(record.name.startswith(f"{monitor['use']}/") for record in run.records), monitor
+    keep = read.checkpoint.keep or 4
+    assert len(list((run.path / "checkpoints").glob("boundary-*.pt"))) == min(keep, 4)
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=named)
+def test_shipped_stream_builds_whole_without_downloads(path: Path) -> None:
+    """As the README says: `--data shapes` runs without."""
+    read = config.read(path)
+    plan = build.build(config.read(path, [("stream.data", "shapes"), ("threads", 1)]))
+    assert len(plan.order) == len(plan.tasks) == read.stream["tasks"]
+    batch, epochs = read.stream.get("batch", 128), read.stream.get("epochs", 1)
+    assert all(steps % epochs == 0 and steps >= batch for steps in plan.steps)
+    assert list(plan.monitors) == [monitor["use"] for monitor in read.monitors]
 
 
 def test_minigrid_has_four_tasks_and_a_revisit() -> None:
@@ -112,11 +173,14 @@ def test_the_readme_shows_the_tested_agent() -> None:
 
 
 def test_the_readme_yaml_is_valid() -> None:
-    whole, monitors = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    whole, monitors, stream = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     data = config.parse_yaml(whole, "README")
     assert build.build(config.read(data)).order == [0, 1, 2, 3]
     data |= config.parse_yaml(monitors, "README")
     assert list(build.build(config.read(data)).monitors) == ["hessian", "heads", "erank", "conflict"]
+    shapes = [("stream.data", "shapes"), ("threads", 1)]
+    plan = build.build(config.read(config.parse_yaml(stream, "README"), shapes))
+    assert len(plan.tasks) == 10 and plan.interface.action.n == 100  # type: ignore[attr-defined]
 
 
 def test_the_readmes_spectrum_runs(capsys: pytest.CaptureFixture[str]) -> None:

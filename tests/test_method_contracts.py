@@ -112,7 +112,7 @@ def planned(agent: str | Mapping[str, Any], *methods: Mapping[str, Any], **parts
         return build.build(experiment)
     tasks: list[Any] = [Pairs("a", 0), Pairs("b", 1)]
     torch.set_num_threads(1)
-    learner = build.build_agent(experiment, tasks[0].interface, "cpu")
+    learner = build.build_agent(replace(experiment, stream={"use": "split"}), tasks[0].interface, "cpu")
     found = build.build_methods(experiment, learner)
     return build.Plan(experiment, tasks, [0, 1, 0], [48] * 3, tasks[0].interface, learner, found, {}, "cpu")
 
@@ -783,10 +783,12 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("sys.dont_write_bytecode", True)
 
     def refused(*methods: Any, agent: Any = AGENTS["ppo"], **parts: Any) -> str:
-        short = {"tasks": [A, B], "engine": {"envs": 2}, "evaluation": {"episodes": 1}, "monitors": []}
+        short: dict[str, Any] = {"tasks": [A, B], "engine": {"envs": 2}, "evaluation": {"episodes": 1}, "monitors": []}
+        data = agent["use"] == AGENTS["classifier"]["use"]
+        short = {"stream": {"data": "shapes_grey"}, "monitors": []} if data else short
         text = yaml.safe_dump({**short, "agent": agent, "methods": list(methods), **parts}, sort_keys=False)
         Path("c.yaml").write_text(text)
-        code = main(["train", "--env-seq", "c.yaml", "-q"])
+        code = main(["train", "--data-seq" if data else "--env-seq", "c.yaml", "-q"])
         said = capsys.readouterr()
         assert code == 2, said.err
         assert said.out == ""

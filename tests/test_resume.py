@@ -17,6 +17,7 @@ from agents.sb3 import SB3Agent
 from crl.core import CrlError
 from crl.opened import Run
 from crl.store import RunFolder
+from envs.images import ImageTask
 
 ROOT = Path(__file__).resolve().parent.parent
 # Budgets and intervals that do not divide each other, so that a counter left out of a checkpoint shows.
@@ -194,3 +195,112 @@ def test_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match="power cut"):
         store.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+# A dataset's walk.
+
+IMAGES: dict[str, Any] = {
+    "name": "images",
+    "stream": {
+        "use": "split",
+        "data": "tests.tiny_images.real",
+        "tasks": 3,
+        "samples": 103,
+        "batch": 12,
+        "epochs": 2,
+        "augment": ["crop", "flip"],
+    },
+    "threads": 1,
+    "agent": {
+        "net": {"use": "conv", "channels": [4], "hidden": [8], "norm": "batch"},
+        "optimizer": {"use": "sgd", "momentum": 0.9},
+        "learning_rate": 0.05,
+    },
+    "boundary": {"head": "per_task"},
+    "methods": [{"use": "l2_er", "every": 5, "samples": 20}, {"use": "replay", "batch": 8, "size": 50, "every": 2}],
+    "monitors": REMEMBER,
+    "evaluation": {"samples": 20, "every": 125},
+    "checkpoint": {"every": 139, "keep": 2},
+}
+HALT = (
+    "import sys, time, envs.images as i; old = i.ImageTask.train; i.TICK = 40\n"
+    "def slow(self, agent, visit):\n"
+    "    for tick in old(self, agent, visit):\n"
+    "        if visit.index == 2 and 130 < tick.steps < visit.steps:\n"
+    "            print('middle', flush=True); time.sleep({seconds})\n"
+    "        yield tick\n"
+    "i.ImageTask.train = slow\n"
+    "from crl.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run]]:
+    folder = tmp_path_factory.mktemp("images")
+    path = folder / "images.yaml"
+    path.write_text(yaml.safe_dump(IMAGES))
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("envs.images.TICK", 40)
+        yield path, crl.train(path, out=folder / "whole")
+    torch.set_num_threads(threads)
+
+
+def halted(path: Path, out: Path, number: int, run: Run) -> Path:
+    """Start the walk in a process of its own, and signal it in mid-visit: the folder that it leaves."""
+    code = HALT.format(seconds=30 if number == signal.SIGKILL else 0.5)
+    command = [sys.executable, "-c", code, "train", "--data-seq", str(path), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "middle\n", process.stderr.read()
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-number if number == signal.SIGKILL else 2), said
+    return out / run.path.relative_to(run.path.parents[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+def test_a_datasets_walk_resumed_is_never_stopped(images: tuple[Path, Run], tmp_path: Path, number: int) -> None:
+    """Killed, it goes on from the checkpoint that it made in the middle of the visit, in the middle of an epoch."""
+    path, expected = images
+    folder = halted(path, tmp_path, number, expected)
+    state = RunFolder(folder).load(RunFolder(folder).stopped, expected.experiment.digest)
+    assert state["visit"] == 1 and state["done"] % 103 and (state["done"] > 130) == (number == signal.SIGINT)
+    assert sorted(p.name for p in (folder / "checkpoints").glob("b*")) == ["boundary-00.pt", "boundary-01.pt"]
+    resumed = crl.resume(folder)
+    assert remembered(resumed) == remembered(expected)
+    assert resumed.manifest["status"] == "finished" and not RunFolder(folder).stopped.exists()
+
+
+def fallen(path: Path, out: Path) -> Path:
+    """The walk ends by itself in mid-visit, as in a power cut: the folder that it leaves."""
+    train = ImageTask.train
+
+    def until(self: ImageTask, agent: Any, visit: Any) -> Iterator[Any]:
+        for tick in train(self, agent, visit):
+            if visit.index == 2 and tick.steps > 130:
+                raise MemoryError("power cut")
+            yield tick
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ImageTask, "train", until)
+        crl.train(path, out=out)
+    return out / "images" / "classifier+l2_er+replay" / "seed-0"
+
+
+@pytest.mark.parametrize("left_out", ["", "envs.images.ImageTask", "envs.tally.Tally"])
+def test_a_task_that_forgets_where_it_was_is_caught(
+    images: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    path, expected = images
+    folder = fallen(path, tmp_path)
+    if left_out:
+        monkeypatch.setattr(f"{left_out}.load_state_dict", lambda self, state: None)
+    assert (remembered(crl.resume(folder)) == remembered(expected)) == (not left_out)
+
+
+def test_from_a_checkpoint_in_mid_visit_no_visit_starts_again(
+    images: tuple[Path, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crl.resume(fallen(images[0], tmp_path), verbosity=0)
+    assert "starts again from its boundary" not in capsys.readouterr().err
