@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agents import nets
 from agents.direct import Direct, only
 from agents.layers import Heads
-from agents.optimizers import find
+from agents.optimizers import make
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015; Li and Hoiem 2016)
@@ -35,22 +35,22 @@ class Classifier:
         seed: int,
         device: str,
         *,
-        net: Mapping[str, Any] | None = None,
-        optimizer: Mapping[str, Any] | None = None,
+        net: Mapping[str, Any] | str | None = None,
+        optimizer: Mapping[str, Any] | str | None = None,
         learning_rate: float = 1e-3,
     ) -> None:
         seen, answered = interface.observation, interface.action
         if not isinstance(answered, spaces.Discrete) or not isinstance(seen, spaces.Box):
             raise CrlError("agent classifier: it sees numbers and answers with one of several classes")
         self.interface, self.device = interface, torch.device(device)
-        self.classes, options = int(answered.n), dict(optimizer or {})
+        net = {"use": net} if isinstance(net, str) else net
+        self.classes = int(answered.n)
         torch.manual_seed(seed)
         self.flat = not isinstance(net, Mapping) or net.get("use", "mlp") == "mlp"
         self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        kind = find(options.pop("use", "adam"))
-        self.optimizers = [kind(self._model.parameters(), lr=_rate(learning_rate), **options)]
+        self.optimizers = [make(optimizer, self._model.parameters(), _rate(learning_rate))]
         self.decay = 0.0
         self.announced = True
         self.heads: list[str] = []  # the tasks that have one, where heads are per task
@@ -269,14 +269,15 @@ class Classifier:
             batch = {**batch, "answers": self._mask(self.met).expand(len(batch["label"]), -1)}  # type: ignore[union-attr]
         return self.objective(self.outputs(batch), batch)
 
-    def distill(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+    def distill(self, outputs: Tensor, teacher: Tensor, made_up: bool = False) -> Tensor:
         """The loss of answering otherwise than a teacher, at a temperature, in units of the plain loss.
 
         Among the classes of the task that is faced, or where tasks are not told those of the earlier ones, which are
-        all that the teacher knows.
+        all that the teacher knows. What was `made_up` to be of earlier tasks is not to become a new class either.
         """
         valid = self._answers if self.apart else self._mask(self.before)
-        return TEMPERATURE**2 * _kl(only(teacher, valid) / TEMPERATURE, only(outputs, valid) / TEMPERATURE).mean()
+        free = self._mask(self.met) if made_up and not self.apart else valid
+        return TEMPERATURE**2 * _kl(only(teacher, valid) / TEMPERATURE, only(outputs, free) / TEMPERATURE).mean()
 
     # State.
 

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -190,6 +190,37 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "muon": Muon,
     "trac": Trac,
 }
+
+
+def make(optimizer: Any, parameters: Any, rate: float) -> Optimizer:
+    """The optimizer that `agent.optimizer` asks for: a name, or a mapping with `use:` and its own options."""
+    asked = {"use": optimizer} if isinstance(optimizer, str) else optimizer or {}
+    if not isinstance(asked, Mapping):
+        raise CrlError(
+            f"agent.optimizer: expected a name or a mapping such as {{use: sgd, momentum: 0.9}}, not {asked!r}"
+        )
+    options = dict(asked)
+    kind = find(options.pop("use", "adam"))
+    known = [name for name in inspect.signature(kind).parameters if name not in ("params", "lr")]
+    for name in options:
+        if name == "lr":
+            raise CrlError("agent.optimizer.lr: say agent.learning_rate")
+        if name not in known and kind is not Trac:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise CrlError(f"agent.optimizer.{name}: {kind.__name__} takes no such option; {hint}")
+    if inspect.signature(kind.step).parameters.get("closure", OPTIONAL).default is inspect.Parameter.empty:
+        raise CrlError(
+            f"agent.optimizer.use: {kind.__name__} asks for the loss again and again, which no agent here gives"
+        )
+    try:
+        made: Optimizer = kind(parameters, lr=rate, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise CrlError(f"agent.optimizer: {kind.__name__} refuses these settings: {brief(error)}") from None
+    return made
+
+
+OPTIONAL = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def find(use: Any, place: str = "agent.optimizer.use") -> Any:

@@ -355,6 +355,8 @@ def _check_rules(experiment: Experiment, agent: Any) -> None:
 
 def _check_told(experiment: Experiment, tasks: Sequence[Task], methods: Mapping[str, Any]) -> None:
     """Where the learner is not told which task it answers for, nothing may choose by the task's name."""
+    if experiment.stream.get("joint") and experiment.boundary.head == "per_task":
+        raise CrlError("boundary.head: per_task does not go with stream.joint: one batch would be of several heads")
     if all(getattr(task, "told", True) or not getattr(task, "answers", ()) for task in tasks):
         return
     reason = "answers each task with a part of its own, and in this scenario nobody tells which task it is"

@@ -106,6 +106,7 @@ class Walk:
             if self._passed(self.experiment.evaluation.every, visit.start + last):
                 self._evaluate(visit.index, "during")
             if self.asked_to_stop or self._passed(self.experiment.checkpoint.every, visit.start + last):
+                self._refuse_nan(getattr(visit.task, "so_far", dict)(), visit)
                 self._checkpoint(visit.index - 1, tick.steps)
             if self.asked_to_stop:
                 raise Stopped
@@ -283,7 +284,7 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return run
-    lost = _lost(run, state["step"])
+    lost = max(_lost(run, state["step"]), 0)
     walk = Walk(plan, folder, verbosity, state["offset"])
     walk.restore(state)
     if lost:

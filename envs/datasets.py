@@ -49,11 +49,14 @@ class Arrays:
         if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
             both = f"{one.dtype} {one.shape[1:]} to learn from and {other.dtype} {other.shape[1:]} to be tested on"
             raise CrlError(f"{name}: {both}: they must be alike")
-        absent = np.setdiff1d(np.arange(self.count), self.train_y)
-        if len(absent):
+        there = np.unique(self.train_y)
+        if len(there) != self.count:
+            absent = next((i for i, label in enumerate(there.tolist()) if i != label), len(there))
             raise CrlError(
-                f"{name}: labels go up to {self.count - 1}, but train_y has no {absent[0]}: labels are 0, 1, 2, ..."
+                f"{name}: labels go up to {self.count - 1}, but train_y has no {absent}: labels are 0, 1, 2, ..."
             )
+        if not isinstance(self.classes, tuple | list):
+            raise CrlError(f"{name}: classes is {self.classes!r}; right would be the names of all classes, or ()")
         if self.classes and len(self.classes) != self.count:
             raise CrlError(f"{name}: {len(self.classes)} names of classes for {self.count} classes")
         return self
@@ -146,7 +149,7 @@ def _made(path: str) -> Arrays:
         arrays = function()
     except CrlError:
         raise
-    except Exception as error:  # a function of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a function of the user's may fail in any way
         raise CrlError(f"{path} failed: {brief(error)}") from error
     if not isinstance(arrays, Arrays):
         raise CrlError(f"{path} returned a {type(arrays).__name__}, not Arrays")

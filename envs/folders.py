@@ -143,7 +143,8 @@ def _class_array(path: Path) -> Array:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy has many errors, and a pickle is one of them
-        raise CrlError(f"{path} is no array that can be read ({brief(error)}); {right}") from None
+        why = "a pickle, which is never opened" if "Python objects" in str(error) else brief(error)
+        raise CrlError(f"{path} is no array that can be read ({why}); {right}") from None
     if not isinstance(array, np.ndarray):
         array.close()
         raise CrlError(f"{path} is an archive of arrays; {right}")

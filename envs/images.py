@@ -92,6 +92,10 @@ class ImageTask:
                     yield Tick(self.steps, {})
         self.steps = 0
 
+    def so_far(self) -> dict[str, float]:
+        """The numbers since the last line of the log."""
+        return self.tally.numbers()
+
     def evaluate(self, agent: Agent, seed: int, episodes: int, greedy: bool) -> Score:
         """The share of test images whose likeliest class is right."""
         data = self._rows(agent, train=False)

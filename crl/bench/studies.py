@@ -151,8 +151,11 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "collapse_mnist": lambda: Study(
         "papers/collapse_mnist",
         {
-            f"{net} {arm}": Arm(part.methods, {"agent.net": options})
-            for net, options in (("MLP", {"use": "mlp"}), ("ConvGRU", {"use": "convgru"}))
+            f"{net} {arm}": Arm(part.methods, changes)
+            for net, changes in (
+                ("MLP", {}),
+                ("ConvGRU", {"agent.net": {"use": "convgru"}, "stream.samples": 2000, "evaluation.samples": 500}),
+            )
             for arm, part in CONTROLS.items()
         },
         accuracy,

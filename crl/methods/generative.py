@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 
 import torch
@@ -61,7 +62,12 @@ class GenerativeReplay(Taught):
             return None
         made = self.old.sample(self.batch, self.generator)
         batch = {"obs": made.view(-1, *self.agent.minibatch["obs"].shape[1:])}
-        return self.on_each(batch, self.earlier) if self.apart() else self.compared(batch)
+        if self.apart():
+            return self.on_each(batch, self.earlier)
+        outputs, taught = self.agent.outputs(batch), self.taught(batch)
+        made_up = {"made_up": True} if "made_up" in inspect.signature(self.agent.distill).parameters else {}
+        loss: Tensor = self.agent.distill(outputs, taught, **made_up)
+        return loss
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The generator learns from what was seen, and from what it made up."""
