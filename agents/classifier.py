@@ -97,7 +97,14 @@ class Classifier:
         if self._direct.ready():
             loss, right = self._direct.step(batch, self.decay)
             return {"losses/loss": loss, "train/accuracy": right}
-        outputs = self.outputs(batch)
+        try:
+            outputs = self.outputs(batch)
+        except ValueError as error:  # torch's batch norm
+            if "more than 1 value" not in str(error):
+                raise
+            raise CrlError(
+                "agent.net: batch norm cannot learn from one number a channel: a larger stream.batch"
+            ) from error
         loss = self.objective(outputs, batch)
         self._step(loss)
         right = (only(outputs.detach(), batch.get("answers")).argmax(1) == batch["label"]).float().mean()

@@ -253,7 +253,9 @@ def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Modu
     try:
         model = make(tuple(shape), classes, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise CrlError(f"agent.net: {use} refuses these settings: {str(error).splitlines()[0]}") from None
+        large = "alloc" in str(error) or "memory" in str(error)
+        why = "they are too large for this machine's memory" if large else str(error).splitlines()[0]
+        raise CrlError(f"agent.net: {use} refuses these settings: {why}") from None
     if not isinstance(model, nn.Module):
         raise CrlError(f"agent.net.use: {use} gives no torch module")
     if init == "kaiming":

@@ -175,9 +175,10 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
         cls = _room("agents.adapt").adapt(cls)
     _check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
     wanted = "pairs" if experiment.stream else "transitions"
-    if getattr(cls, "learns_from", wanted) != wanted:
+    learns_from = getattr(cls, "learns_from", "transitions")
+    if learns_from != wanted:
         what = "labelled pairs; use classifier" if experiment.stream else "transitions; use ppo or dqn"
-        raise CrlError(f"agent: {cls.__name__} learns from {cls.learns_from}, and this sequence gives {what}")
+        raise CrlError(f"agent: {cls.__name__} learns from {learns_from}, and this sequence gives {what}")
     _check_signature(cls, (interface, 0, device), options, "agent")
     seed_streams(experiment.seed)  # for an agent that draws from them and does not seed itself
     try:

@@ -174,14 +174,15 @@ class Agent(Protocol):
     Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`,
     lists of module names from what is seen to what is answered, in order (read off a model that is an
     `nn.Sequential`); `progress`, the share of the visit that is over; `epoch`, how many steps of the optimizer go
-    once through the data at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher (perhaps with
-    `made_up=True`, of inputs that are made up after earlier tasks);
-    `rehearse(batch)`, the mean loss of a replayed batch, whose rows hold what of the minibatch `remembers` names,
-    and their `outputs` of then; and `rebuilt()`, called when the model has grown, which has the new parameters
-    learned and target networks made anew. `apart`, where it is true, says that tasks are answered by outputs of their
-    own (heads, masks), for which the agent is to face a task; `decay` is the strength of an L2 penalty that the agent
-    adds to its gradients by itself, which `l2` then raises instead. `learns_from` is `transitions` or `pairs`: a
-    sequence that gives the other is refused. `settle()` is called at safe points of a dataset's visit.
+    once through the data at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher
+    (perhaps with `made_up=True`, on inputs that are made up after earlier tasks); `rehearse(batch)`, the mean loss of a
+    replayed batch, whose rows hold what of the minibatch `remembers` names, and their `outputs` of then; and
+    `rebuilt()`, called when the model has grown, which has the new parameters learned and target networks made anew.
+    `apart`, where it is true, says that tasks are answered by outputs of their own (heads, masks), for which the agent
+    is to face a task; `decay` is the strength of an L2 penalty that the agent adds to its gradients by itself, which
+    `l2` then raises instead.
+
+    On a dataset an agent declares `learns_from = "pairs"`; `settle()`, where there is one, is called at safe points.
     """
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:

@@ -94,9 +94,14 @@ def _read(paths: Sequence[str | Path], tell: Callable[[str], None]) -> tuple[lis
     """Every run's points, and a note on each run that has none."""
     runs = find_runs(paths)
     points, notes = [], []
+    digests: dict[str, str] = {}
     for count, (path, label) in enumerate(zip(runs, labels(runs), strict=True), start=1):
         tell(f"reading run {count} of {len(runs)}")
         try:
+            same = digests.setdefault(str(Run(path).manifest.get("digest", path)), label)
+            if same != label:
+                notes.append(f"left out: {label}: it has the config and seed of {same}, so it is the same run")
+                continue
             found = points_of(Run(path), label)
         except (CrlError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
             notes.append(f"left out: {label}: {_why(error)}")

@@ -16,6 +16,8 @@ from crl.checked import one_of, truth, whole
 from crl.core import Array, CrlError
 from envs.datasets import Arrays
 
+MOST = 10_000  # tasks
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -77,7 +79,7 @@ def permuted(
     truth("stream.first", first)
     pixels = math.prod(arrays.train_x.shape[1:])
     order, found = np.arange(pixels), []
-    for i in range(1, whole("stream.tasks", tasks) + 1):
+    for i in range(1, whole("stream.tasks", tasks, 1, MOST) + 1):
         new = draw.permutation(pixels)
         if i > 1 or first:
             order = order[new] if cumulative else new
@@ -92,7 +94,7 @@ def random_label(arrays: Arrays, draw: np.random.Generator, *, tasks: int = 50) 
     """
     rows = np.arange(len(arrays.train_y))
     found = []
-    for i in range(1, whole("stream.tasks", tasks) + 1):
+    for i in range(1, whole("stream.tasks", tasks, 1, MOST) + 1):
         labels = draw.integers(arrays.count, size=len(rows))
         found.append(Slice(f"labels {i}", rows, rows, labels, labels))
     return found
@@ -107,7 +109,7 @@ def pairs(arrays: Arrays, draw: np.random.Generator, *, tasks: int = 2000) -> li
         raise CrlError("stream.data: pairs take at least two classes")
     dealt: list[int] = []
     found = []
-    for i in range(1, whole("stream.tasks", tasks) + 1):
+    for i in range(1, whole("stream.tasks", tasks, 1, MOST) + 1):
         if len(dealt) < 2:
             dealt = draw.permutation(arrays.count).tolist()
         one, other = dealt.pop(), dealt.pop()
