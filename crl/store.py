@@ -32,7 +32,7 @@ import yaml
 from crl.core import CrlError, State, brief
 from crl.linalg import Spectrum
 
-FORMAT = 3
+FORMAT = 4
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "minigrid", "numpy", "tensorboard")
 
 
