@@ -452,7 +452,7 @@ def test_data_on_the_command_line(declined, refused):
         ({"use": "nope.Net"}, "agent.net.use: cannot import 'nope.Net': ModuleNotFoundError"),
         ({"hidden": [0]}, "agent.net.hidden: 0 is not a whole number of at least 1"),
         ({"use": "convgru", "bands": 0}, "agent.net.bands: 0 is not a whole"),
-        ("resnet18x", "agent.net: "),
+        ("resnet18x", "agent.net.use: unknown 'resnet18x'; did you mean 'resnet18'?"),
         (3, "agent.net: "),
     ],
 )
