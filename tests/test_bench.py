@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from crl import build
-from crl.bench import curvature, methods, rl, studies, study
+from crl.bench import curvature, methods, rl, studies, study, supervised
 from crl.core import CrlError
 
 
@@ -83,12 +83,34 @@ def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path) -> Non
     assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 5
 
 
-@pytest.mark.parametrize("name", [*studies.STUDIES, "methods"])
+@pytest.mark.parametrize("side", ["crl", "bare", "torch"])
+def test_the_sides_without_peers_of_the_supervised_bench_run(
+    side: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"data": "shapes_grey", "tasks": [[0, 1], [2, 3]], "net": {"use": "mlp", "hidden": [8]}, "batch": 4}
+    online = {"batch": 1, "tasks": [[*range(100)]]} if side == "torch" else {}
+    monkeypatch.setattr(supervised, "CASES", {"tiny": {**case, **online, "steps": 3}})
+    threads = torch.get_num_threads()
+    supervised.one(side, "tiny", threads)
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and 0 <= found["accuracy"] <= 1
+    assert found["samples"] == {"crl": 24, "bare": 24, "torch": 3}[side]
+    assert side != "crl" or found["data_share"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("avalanche") is not None, reason="the peer is installed here")
+def test_a_missing_peer_of_the_supervised_bench_is_one_line() -> None:
+    with pytest.raises(CrlError, match="pip install avalanche-lib"):
+        supervised.main()
+
+
+@pytest.mark.parametrize("name", [*studies.STUDIES, "methods", "supervised"])
 def test_the_readmes_tables_are_those_of_the_published_results(name: str) -> None:
     root = Path(__file__).resolve().parent.parent
     published = root / "crl" / "bench" / "results" / f"{name}.json"
     if not published.exists():
         pytest.skip("no results of this study are published yet")
     result = json.loads(published.read_text())
-    shown = methods.table(result) if name == "methods" else study.table(studies.STUDIES[name](), result)
+    tables = {"methods": methods.table, "supervised": supervised.table}
+    shown = tables[name](result) if name in tables else study.table(studies.STUDIES[name](), result)
     assert shown in (root / "README.md").read_text()

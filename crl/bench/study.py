@@ -124,4 +124,6 @@ def _row(name: str, cells: list[str]) -> str:
 
 def _cell(values: list[float], column: Column, generator: np.random.Generator) -> str:
     found = bootstrap([value for value in values if np.isfinite(value)], generator)
+    if found.runs < 2:
+        return f"{found.mean:.{column.digits}f}"  # one run has no interval
     return f"{found.mean:.{column.digits}f} [{found.low:.{column.digits}f}, {found.high:.{column.digits}f}]"
