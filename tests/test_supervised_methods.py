@@ -217,7 +217,9 @@ def test_only_earlier_classes_are_distilled(name: str, scenario: str, net: dict[
         visit(plan, index, leave=False)
         pull, earlier = slopes(plan, name), range(1, index)
         assert (pull[classes(plan, *earlier)] > 0).all()
-        assert (pull[others(plan, *earlier)] == 0).all(), "new classes are free"
+        held = range(1, index + 1) if (name, scenario) == ("generative_replay", "class") else earlier
+        assert (pull[others(plan, *held)] == 0).all(), "new classes are free, but not for what is made up of old ones"
+        assert (pull[classes(plan, *held)] > 0).all()
         boundary.tell_methods(plan, "leave", plan.visits[index - 1])
 
 
@@ -484,7 +486,7 @@ def test_rehearsing_keeps_the_first_task(method: str, joint: bool) -> None:
 
 LITTLE: dict[str, Any] = {"probes": 1, "steps": 3, "samples": 16}
 LOOKS: dict[str, dict[str, Any]] = {"hessian": LITTLE, "ggn": LITTLE, "gram": {"samples": 6}, "ntk": {"samples": 6}}
-SEEN = [pytest.param(w, n, id=f"{w}-{n}") for w in ("mlp", "conv", "resnet18", "convgru") for n in MONITORS]
+SEEN = [pytest.param(w, n, id=f"{w}-{n}") for w in ("mlp", "resnet18", "convgru") for n in MONITORS]
 
 
 @pytest.mark.parametrize(("walk", "name"), SEEN)
