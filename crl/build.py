@@ -1,78 +1,20 @@
-"""A typed experiment to objects, each checked against its contract before it is built.
-
-A YAML is trusted like code, since it names code (an import path is the registry); the checks are there so that a typing
-slip costs one line.
-"""
+"""A typed experiment to objects, each checked against its contract before it is built."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-import crl
-from crl.config import Experiment, TaskSpec, all_known, in_words, nearest, parse
+from crl.config import Experiment, TaskSpec, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
+from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
 
-AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN", "classifier": "agents.classifier.Classifier"}
-MONITORS = {
-    "hessian": "crl.monitors.curvature.Hessian",
-    "ggn": "crl.monitors.curvature.GGN",
-    "gram": "crl.monitors.curvature.Gram",
-    "ntk": "crl.monitors.curvature.NTK",
-    "kfac": "crl.monitors.curvature.KFAC",
-    "erank": "crl.monitors.features.ERank",
-    "dormant": "crl.monitors.features.Dormant",
-    "capacity": "crl.monitors.features.Capacity",
-    "interference": "crl.monitors.features.Interference",
-    "weight_rank": "crl.monitors.weights.WeightRank",
-    "norms": "crl.monitors.weights.Norms",
-    "gradient_norm": "crl.monitors.gradients.GradientNorm",
-    "conflict": "crl.monitors.gradients.Conflict",
-    "readiness": "crl.monitors.gradients.Readiness",
-    "sample_plasticity": "crl.monitors.gradients.SamplePlasticity",
-    "drift": "crl.monitors.drift.Drift",
-    "churn": "crl.monitors.drift.Churn",
-}
-METHODS = {
-    "l2": "crl.methods.shape.L2",
-    "erank": "crl.methods.erank.ERank",
-    "l2_er": "crl.methods.erank.L2ER",
-    "weight_decay": "crl.methods.shape.WeightDecay",
-    "l2_init": "crl.methods.shape.L2Init",
-    "wasserstein": "crl.methods.shape.Wasserstein",
-    "spectral": "crl.methods.shape.Spectral",
-    "spectral_norm": "crl.methods.shape.SpectralNorm",
-    "parseval": "crl.methods.shape.Parseval",
-    "weight_clip": "crl.methods.shape.WeightClip",
-    "normalize_and_project": "crl.methods.shape.NormalizeAndProject",
-    "shrink_perturb": "crl.methods.renew.ShrinkPerturb",
-    "redo": "crl.methods.renew.ReDo",
-    "cbp": "crl.methods.renew.CBP",
-    "head_reset": "crl.methods.renew.HeadReset",
-    "reset": "crl.methods.renew.Reset",
-    "plasticity_injection": "crl.methods.injection.PlasticityInjection",
-    "progressive": "crl.methods.columns.Progressive",
-    "packnet": "crl.methods.columns.PackNet",
-    "ewc": "crl.methods.anchors.EWC",
-    "online_ewc": "crl.methods.anchors.OnlineEWC",
-    "si": "crl.methods.anchors.SI",
-    "mas": "crl.methods.anchors.MAS",
-    "lwf": "crl.methods.memory.LwF",
-    "replay": "crl.methods.memory.Replay",
-    "generative_replay": "crl.methods.generative.GenerativeReplay",
-    "agem": "crl.methods.memory.AGEM",
-    "der": "crl.methods.memory.DER",
-}
 COMMON = ("batch", "epochs", "samples", "augment", "joint", "only")  # what every stream takes
 METHOD = 4  # the name of a random stream, beside the visits' (1), evaluation's (2) and the monitors' (3)
 
@@ -117,7 +59,7 @@ def build(experiment: Experiment) -> Plan:
         interface = tasks[0].interface
     else:
         tasks, order, steps = build_tasks(experiment)
-        interface = _room("envs.gym").join(tasks)
+        interface = room("envs.gym").join(tasks)
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
     methods = build_methods(experiment, agent)
@@ -132,7 +74,7 @@ def build(experiment: Experiment) -> Plan:
 
 def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:
     """(distinct tasks, the task of each visit, the asked-for steps of each visit)."""
-    gym = _room("envs.gym")
+    gym = room("envs.gym")
     tasks: dict[str, Any] = {}
     known: dict[str, Any] = {}
     once: list[tuple[str, int]] = []
@@ -149,7 +91,7 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
                 known[name] = meaning
                 wrappers = [_wrapper(item, f"{place}.wrappers.{j}") for j, item in enumerate(spec.wrappers)]
                 own = {"env": spec.env, "kwargs": spec.kwargs, "wrappers": wrappers, "setting": setting}
-                tasks[name] = _at(place, gym.build, name=name, **own, envs=experiment.engine.envs, world=world)
+                tasks[name] = at(place, gym.build, name=name, **own, envs=experiment.engine.envs, world=world)
             once.append((name, spec.steps))
     names = list(tasks)
     walk = once * experiment.repeat
@@ -160,10 +102,10 @@ def build_stream(experiment: Experiment) -> tuple[list[Any], list[int], list[int
     """(the tasks of a dataset's stream, the task of each visit, the samples of each visit)."""
 
     def choose(make: Any, options: Mapping[str, Any]) -> None:
-        _check_signature(make, (None, None), dict(options), "stream", COMMON)
+        check_signature(make, (None, None), dict(options), "stream", COMMON)
 
     samples = experiment.evaluation.samples
-    tasks, steps = _at("stream", _room("envs.images").build, experiment.stream, experiment.seed, samples, choose)
+    tasks, steps = at("stream", room("envs.images").build, experiment.stream, experiment.seed, samples, choose)
     return tasks, [*range(len(tasks))] * experiment.repeat, steps * experiment.repeat
 
 
@@ -172,14 +114,14 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     options = dict(experiment.agent)
     cls = locate(options.pop("use"), AGENTS, "agent")
     if cls.__module__.startswith(("stable_baselines3.", "sb3_contrib.")):
-        cls = _room("agents.adapt").adapt(cls)
-    _check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
+        cls = room("agents.adapt").adapt(cls)
+    check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
     wanted = "pairs" if experiment.stream else "transitions"
     learns_from = getattr(cls, "learns_from", "transitions")
     if learns_from != wanted:
         what = "labelled pairs; use classifier" if experiment.stream else "transitions; use ppo or dqn"
         raise CrlError(f"agent: {cls.__name__} learns from {learns_from}, and this sequence gives {what}")
-    _check_signature(cls, (interface, 0, device), options, "agent")
+    check_signature(cls, (interface, 0, device), options, "agent")
     seed_streams(experiment.seed)  # for an agent that draws from them and does not seed itself
     try:
         agent: Agent = cls(interface, experiment.seed, device, **options)
@@ -188,52 +130,14 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     return agent
 
 
-def locate(path: str, short: Mapping[str, str], place: str) -> Any:
-    """The class that a short name or an import path names."""
-    full = short.get(path, path)
-    module_name, _, name = full.replace(":", ".").rpartition(".")
-    if not module_name:
-        kind = place.partition(".")[0].rstrip("s")
-        own = f"my_{kind}.My{kind.title()}"
-        raise CrlError(f"{place}: unknown {path!r}{nearest(path, short)} (an import path, such as {own}, works too)")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a module may fail in any way
-        ours = module_name.split(".")[0] in ("agents", "envs", "configs")
-        hidden = "; a package of crl's own has that name, so give yours another" if ours else ""
-        raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}{hidden}") from error
-    found = getattr(module, name, None)
-    if found is None:
-        raise CrlError(f"{place}: module {module_name!r} has no {name!r}{nearest(name, vars(module))}")
-    if not inspect.isclass(found):
-        raise CrlError(f"{place}: {path} is {in_words(found)}, not a class")
-    return found
-
-
-def check_rooms() -> None:
-    """The packages `envs` and `agents` must be ours: name an intruder that shadows one."""
-    home = Path(crl.__file__).resolve().parent.parent
-    for name in ("envs", "agents"):
-        where = getattr(importlib.import_module(name), "__file__", None)
-        if where is None or Path(where).resolve().parent.parent != home:
-            raise CrlError(f"the package {name!r} found at {where} hides ours in {home}: rename it or start elsewhere")
-
-
-def _room(name: str) -> Any:
-    check_rooms()
-    return importlib.import_module(name)
-
-
 def build_monitors(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The monitors by name."""
-    return _named_parts(MONITORS, "monitor", specs, ("measure",))
+    return named_parts(MONITORS, "monitor", specs, ("measure",))
 
 
 def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
     """The methods by name, each one that the agent can do with and that goes with the others."""
-    methods = _named_parts(METHODS, "method", experiment.methods, ("attach", "enter", "leave", "state_dict"))
+    methods = named_parts(METHODS, "method", experiment.methods, ("attach", "enter", "leave", "state_dict"))
     uses = {name: str(spec["use"]) for name, spec in zip(methods, experiment.methods, strict=True)}
     for i, (name, method) in enumerate(methods.items()):
         place, use = f"methods.{i}", uses[name]
@@ -249,7 +153,7 @@ def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
         if lacking:
             raise CrlError(f"{place}: {use} needs an agent with `{lacking[0]}`, which {type(agent).__name__} lacks")
         if hasattr(method, "accepts"):
-            _at(place, method.accepts, agent)
+            at(place, method.accepts, agent)
         if hasattr(method, "reseed"):
             method.reseed(derive(experiment.seed, METHOD, i))
     return methods
@@ -262,83 +166,6 @@ def has_part(agent: Any, part: str) -> bool:
     if part == "optimizers":
         return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
     return hasattr(type(agent), part) or hasattr(agent, part)
-
-
-def _named_parts(
-    short: Mapping[str, str], kind: str, specs: Sequence[Mapping[str, Any]], needed: tuple[str, ...]
-) -> dict[str, Any]:
-    """Parts by name: what they are called in `use:`, or their own `name:`."""
-    parts: dict[str, Any] = {}
-    for i, spec in enumerate(specs):
-        own = {key: value for key, value in spec.items() if key != "name"}
-        name, place = spec.get("name") or str(spec["use"]).rpartition(".")[2], f"{kind}s.{i}"
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,60}", name):
-            raise CrlError(f"{place}.name: {name!r} is not a name of letters, digits, '.', '_', '+' and '-'")
-        if name in parts:
-            raise CrlError(f"{place}: another {kind} is called {name!r} already; give this one a `name:` of its own")
-        parts[name] = _at(place, _part, short, f"{kind}s", i, own, needed)
-    return parts
-
-
-def resolved(short: Mapping[str, str], specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What parts were built with, defaults and all: a default of tomorrow does not change what a run was."""
-    found = []
-    for i, spec in enumerate(specs):
-        options = inspect.signature(locate(spec["use"], short, f"parts.{i}")).parameters
-        known = {name: o.default for name, o in options.items() if o.default is not inspect.Parameter.empty}
-        found.append({"use": spec["use"], **known, **spec})
-    return found
-
-
-def _part(short: Mapping[str, str], place: str, i: int, spec: dict[str, Any], needed: tuple[str, ...]) -> Any:
-    options = {key: value for key, value in spec.items() if key != "use"}
-    cls = locate(spec["use"], short, f"{place}.{i}")
-    _check_contract(cls, needed, f"{place}.{i}")
-    _check_signature(cls, (), options, f"{place}.{i}")
-    try:
-        return cls(**options)
-    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise CrlError(f"{place}.{i}: {cls.__name__} refuses these settings: {brief(error)}") from error
-
-
-def _check_contract(cls: Any, methods: tuple[str, ...], place: str) -> None:
-    lacking = [name for name in methods if not callable(getattr(cls, name, None))]
-    if lacking:
-        raise CrlError(f"{place}: {cls.__module__}.{cls.__name__} lacks {', '.join(f'{name}()' for name in lacking)}")
-
-
-def _check_signature(
-    cls: Any, args: tuple[Any, ...], options: dict[str, Any], place: str, others: tuple[str, ...] = ()
-) -> None:
-    signature = inspect.signature(cls)
-    ours = list(signature.parameters)[: len(args)]
-    names, open_ended = _options(cls, signature)
-    free = [*(name for name in names if name not in ours), *others]
-    for name in options:
-        if name in ours or (name not in free and not open_ended):
-            raise CrlError(
-                f"{place}.{name}: {cls.__name__} takes no such option{nearest(name, free) or all_known(free)}"
-            )
-    try:
-        signature.bind(*args, **options)
-    except TypeError as error:
-        raise CrlError(f"{place}: {cls.__name__} {error}") from None
-
-
-def _options(cls: Any, signature: inspect.Signature) -> tuple[list[str], bool]:
-    """The names of a class's options, its bases' too where it hands `**options` on, and whether any other goes."""
-    steps = [signature]
-    if inspect.isclass(cls):
-        own = [base for base in cls.__mro__ if "__init__" in vars(base)]
-        steps += [inspect.signature(vars(base)["__init__"]) for base in own[1:]]
-    names: list[str] = []
-    for step in steps:
-        kinds = {p.kind for p in step.parameters.values()}
-        fixed = [n for n, p in step.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        names += [name for name in fixed if name not in names and name != "self"]
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
-            return names, False
-    return names, True
 
 
 def _check_rules(experiment: Experiment, agent: Any) -> None:
@@ -399,9 +226,9 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
     use = options.pop("use", None)
     if not isinstance(use, str):
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {in_words(item)}")
-    names = {**_room("envs.wrappers").BY_NAME, "mission": _room("envs.gym").mission}
+    names = {**room("envs.wrappers").BY_NAME, "mission": room("envs.gym").mission}
     found = names[use] if use in names else _wrapper_class(use, names, place)
-    _check_signature(found, (None,), options, place)
+    check_signature(found, (None,), options, place)
     return use if use in names else found, options
 
 
@@ -409,14 +236,5 @@ def _wrapper_class(path: str, names: Mapping[str, Any], place: str) -> Any:
     found = locate(path, {}, place) if "." in path or ":" in path else None
     if found is None:
         raise CrlError(f"{place}: unknown {path!r}{nearest(path, names)} (an import path works too)")
-    _check_contract(found, ("step", "reset"), place)
+    check_contract(found, ("step", "reset"), place)
     return found
-
-
-def _at(place: str, call: Any, *args: Any, **options: Any) -> Any:
-    """Call, and let an error name its place."""
-    try:
-        return call(*args, **options)
-    except CrlError as error:
-        text = str(error)
-        raise CrlError(text if text.startswith(place) else f"{place}: {text}") from None

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crl import build, config
+from crl import build, config, named
 from crl.core import CrlError, Visit, aside, derive
 from crl.opened import Run
 from crl.run import EVALUATE
@@ -82,7 +82,7 @@ def listing(what: str) -> list[str]:
     if what in ("streams", "nets"):
         room = importlib.import_module("envs.slices" if what == "streams" else "agents.nets")
         return [line for name, make in getattr(room, what.upper()).items() for line in _function(name, make)]
-    short = {"agents": build.AGENTS, "methods": build.METHODS, "monitors": build.MONITORS}[what]
+    short = {"agents": named.AGENTS, "methods": named.METHODS, "monitors": named.MONITORS}[what]
     lines = []
     for name, where in short.items():
         module, _, cls = where.rpartition(".")

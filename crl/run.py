@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from crl import build, config, metrics, sinks
+from crl import build, config, metrics, named, sinks
 from crl.baseline import add_baseline
 from crl.boundary import boundary_of, enter, look, tell_methods
 from crl.core import (
@@ -354,8 +354,8 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
         "device": plan.device,
         "engine": f"{experiment.engine.kind} x {experiment.engine.envs}",
         "boundary": experiment.plain()["boundary"],
-        "methods": build.resolved(build.METHODS, experiment.methods),
-        "monitors": build.resolved(build.MONITORS, experiment.monitors),
+        "methods": named.resolved(named.METHODS, experiment.methods),
+        "monitors": named.resolved(named.MONITORS, experiment.monitors),
         "tasks": [task.name for task in plan.tasks],
         "about": {task.name: about for task in plan.tasks if (about := getattr(task, "about", ""))},
         "visits": [{"task": visit.task.name, "steps": visit.steps, "seed": visit.seed} for visit in plan.visits],

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from crl import build
+from crl import named
 from crl.bench import curvature, methods, rl, studies, study, supervised
 from crl.core import CrlError
 
@@ -61,7 +61,7 @@ def test_a_missing_peer_is_one_line() -> None:
 def test_the_methods_bench_compares_side_by_side() -> None:
     found = methods.compare(("l2", [{"use": "l2"}], {}, {}), 4_096, 1)
     assert len(found["time_ratio"]) == 1 and 0.3 < found["time_ratio"][0] < 3
-    assert {name for name, *_ in methods.cases()} > {*build.METHODS, "l2_er, idle", "optimizer trac"}
+    assert {name for name, *_ in methods.cases()} > {*named.METHODS, "l2_er, idle", "optimizer trac"}
 
 
 def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 import crl
 from agents.classifier import TEMPERATURE, Classifier
 from agents.direct import Direct
-from crl import build, config
+from crl import build, config, named
 from crl.cli import main
 from crl.core import CrlError, Interface, NotYet, Pairs, Rules, Visit, facing
 from crl.opened import Run
@@ -617,8 +617,8 @@ L2ER = {"l2": 1e-3, "lr": 1e-4, "samples": 24}
 def test_l2_er_acts_the_same_either_way(rows: int, every: int) -> None:
     """For as long as rounding does not grow: where a singular value vanishes the rank has a kink."""
     agents, data = (*grey(Double), *grey(Double)), greys(400)
-    methods: list[Any] = [build.locate(build.METHODS["l2_er"], {}, "methods")(**L2ER, every=every) for _ in range(2)]
-    methods += [build.locate(build.METHODS["l2"], {}, "methods")(L2ER["l2"])]
+    methods: list[Any] = [named.locate(named.METHODS["l2_er"], {}, "methods")(**L2ER, every=every) for _ in range(2)]
+    methods += [named.locate(named.METHODS["l2"], {}, "methods")(L2ER["l2"])]
     for agent, method in zip(agents, methods, strict=False):
         method.attach(agent)
     assert agents[0]._direct.ready()

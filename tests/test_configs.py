@@ -16,7 +16,7 @@ from agents.adapt import adapt
 from agents.classifier import Classifier
 from agents.dqn import DQN
 from agents.ppo import PPO
-from crl import build, config
+from crl import build, config, named
 from crl.cli import main
 from crl.core import CrlError, Interface
 from crl.metrics import summary
@@ -32,11 +32,11 @@ TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("e
 HESSIAN = [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
 
 
-def named(path: Path) -> str:
+def stem(path: Path) -> str:
     return str(path.relative_to(config.CONFIGS).with_suffix(""))
 
 
-@pytest.mark.parametrize("path", SEQUENCES, ids=named)
+@pytest.mark.parametrize("path", SEQUENCES, ids=stem)
 def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
     read = config.read(path)
     count = len(read.tasks)
@@ -50,8 +50,8 @@ def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path) -> None:
 
 
 def test_both_kinds_are_shipped() -> None:
-    assert {named(path) for path in SEQUENCES} >= {"minigrid", "classic", "mixed"}
-    assert {named(path) for path in STREAMS} >= {"split_mnist", "split_cifar100", "papers/continual_imagenet"}
+    assert {stem(path) for path in SEQUENCES} >= {"minigrid", "classic", "mixed"}
+    assert {stem(path) for path in STREAMS} >= {"split_mnist", "split_cifar100", "papers/continual_imagenet"}
 
 
 SMALLER: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def shrunk(path: Path) -> list[tuple[str, Any]]:
     return [*changes, ("evaluation.samples", 10)]
 
 
-@pytest.mark.parametrize("path", STREAMS, ids=named)
+@pytest.mark.parametrize("path", STREAMS, ids=stem)
 def test_shipped_stream_walks_shrunk(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
@@ -93,7 +93,7 @@ def test_shipped_stream_walks_shrunk(
     assert len(list((run.path / "checkpoints").glob("boundary-*.pt"))) == min(keep, 4)
 
 
-@pytest.mark.parametrize("path", STREAMS, ids=named)
+@pytest.mark.parametrize("path", STREAMS, ids=stem)
 def test_shipped_stream_builds_whole_without_downloads(path: Path) -> None:
     """As the README says: `--data shapes` runs without."""
     read = config.read(path)
@@ -203,7 +203,7 @@ def test_the_readmes_table_of_methods_is_what_agents_accept() -> None:
     table = {
         tuple(re.findall("`([a-z0-9_]+)`", row.split("|")[1])): row.split("|")[2:] for row in rows[0].split("\n")[2:-2]
     }
-    assert sorted(name for names in table for name in names) == sorted(build.METHODS)
+    assert sorted(name for names in table for name in names) == sorted(named.METHODS)
     seen = Interface(spaces.Box(-1, 1, (4,)), spaces.Discrete(3), envs=4)
     others = {"chains": sb3.A2C, "none": sb3.SAC}
     agents = [PPO(seen, 0, "cpu"), DQN(seen, 0, "cpu"), Classifier(seen, 0, "cpu"), MyAgent(seen, 0, "cpu")]
@@ -233,8 +233,8 @@ def accepted(name: str, agent: Any) -> bool:
 def test_methods_are_listed_with_source_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "methods"]) == 0
     said = capsys.readouterr().out
-    for name, where in build.METHODS.items():
-        source = build.locate(where, {}, "methods").__doc__.split("\n\n")[0]
+    for name, where in named.METHODS.items():
+        source = named.locate(where, {}, "methods").__doc__.split("\n\n")[0]
         assert re.search(r"(19|20)\d\d|arXiv", source), f"{name} names no source"
         assert re.search(rf"^{name} +\[[a-z]+\] ", said, re.MULTILINE), name
     assert "strength: 0.001" in said and "Kirkpatrick" in said and "trac" in said

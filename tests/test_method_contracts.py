@@ -17,13 +17,13 @@ from gymnasium import spaces
 import crl
 from agents.optimizers import Muon
 from crl import boundary, build, config
-from crl.build import METHODS
 from crl.cli import main
 from crl.core import CrlError, Interface, Score, Tick, aside, derive, random_state, set_random_state
 from crl.core import Pairs as Labelled
 from crl.methods.columns import Columns
 from crl.methods.injection import Beside
 from crl.methods.units import NORMS, Young
+from crl.named import METHODS
 from crl.opened import restore
 from tests.full_agent import FullAgent
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attentio
 import crl
 from agents.dqn import DQN
 from agents.ppo import PPO
-from crl.build import MONITORS, build_monitors
+from crl.build import build_monitors
 from crl.cli import main
 from crl.config import BY_DEFAULT, read
 from crl.core import Boundary, CrlError, Experience, Visit
@@ -32,6 +32,7 @@ from crl.monitors.features import Capacity, Dormant, ERank, Interference, featur
 from crl.monitors.gradients import Conflict, GradientNorm, Readiness, SamplePlasticity
 from crl.monitors.look import View
 from crl.monitors.weights import Norms, WeightRank
+from crl.named import MONITORS
 from crl.pictures import SMALL as OFF_ZERO
 from crl.run import Run, Walk, look
 from crl.store import RunFolder

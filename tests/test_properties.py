@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crl
-from crl.build import MONITORS
+from crl.named import MONITORS
 
 DATA: dict[str, Any] = {
     "name": "walk",

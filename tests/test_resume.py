@@ -105,8 +105,13 @@ def fingerprint(value: Any) -> Any:
 
 def interrupted(path: Path, out: Path, number: int, visit: int = 2) -> str:
     """Start the walk in a process of its own, and signal it in the middle of a visit."""
-    code = PAUSE.format(visit=visit, seconds=30 if number == signal.SIGKILL else 0.5)
-    command = [sys.executable, "-c", code, "train", "--env-seq", str(path), "--out", str(out)]
+    return signalled(PAUSE.replace("{visit}", str(visit)), ["--env-seq", str(path), "--out", str(out)], number)
+
+
+def signalled(code: str, arguments: list[str], number: int) -> str:
+    """Run `crl train` in a process of its own, signal it where the code says "middle", and hear what it says."""
+    code = code.format(seconds=30 if number == signal.SIGKILL else 0.5)
+    command = [sys.executable, "-c", code, "train", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "middle\n", process.stderr.read()
@@ -248,14 +253,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Run
 
 def halted(path: Path, out: Path, number: int, run: Run) -> Path:
     """Start the walk in a process of its own, and signal it in mid-visit: the folder that it leaves."""
-    code = HALT.format(seconds=30 if number == signal.SIGKILL else 0.5)
-    command = [sys.executable, "-c", code, "train", "--data-seq", str(path), "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline() == "middle\n", process.stderr.read()
-    os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 2), said
+    signalled(HALT, ["--data-seq", str(path), "--out", str(out)], number)
     return out / run.path.relative_to(run.path.parents[2])
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from crl import boundary, build, config
-from crl.build import METHODS, MONITORS, build_monitors
+from crl.build import build_monitors
 from crl.core import CrlError, aside, facing
 from crl.hidden import hidden
 from crl.linalg import Spectrum
+from crl.named import METHODS, MONITORS
 from tests.test_method_contracts import SMALL, Story, difference, resumes
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")

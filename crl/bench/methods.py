@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from crl import build, config
+from crl import build, config, named
 from crl.boundary import enter
 
 TASKS = ("MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0")
@@ -66,7 +66,7 @@ def side_by_side(plans: Mapping[str, build.Plan]) -> dict[str, float]:
 def cases() -> list[tuple[str, list[dict[str, Any]], dict[str, Any], dict[str, Any]]]:
     """(name, methods, the agent with, the agent without) of all that is compared."""
     found = []
-    for name, where in build.METHODS.items():
+    for name, where in named.METHODS.items():
         module, _, cls = where.rpartition(".")
         idle = dict(getattr(importlib.import_module(module), cls).idle)
         agent = NEEDED.get(name, {})

@@ -34,6 +34,18 @@ BLOCK = 100  # samples of one scan
 JUDGED = 1_000  # pictures of each task, at most, for an accuracy
 
 
+class How(NamedTuple):
+    """How a module is trained: at most so many `steps` of each task (0: all its pictures)."""
+
+    lr: float
+    optimizer: str = "sgd"
+    batch: int = 128
+    epochs: int = 1
+    steps: int = 0
+    threads: int = 1
+    seed: int = 0
+
+
 class Trained(NamedTuple):
     """A timed training, how well the tasks are answered after it, and how many pictures were learned from."""
 
@@ -81,35 +93,29 @@ def avalanche(
     images: Array,
     labels: Array,
     tasks: Sequence[Sequence[int]],
+    how: How,
     *,
-    lr: float,
-    optimizer: str = "sgd",
-    batch: int = 128,
-    epochs: int = 1,
-    steps: int = 0,
-    threads: int = 1,
-    seed: int = 0,
     listed: bool = True,
 ) -> Trained:
-    """Avalanche's plain fine-tuning, one experience a task, at most so many `steps` of each (0: all its pictures).
+    """Avalanche's plain fine-tuning, one experience a task.
 
     `listed` is its fastest form found here; otherwise the datasets are of tensors, as its documentation has it.
     """
     benchmarks, training = _avalanche()
-    _begin(threads, seed)
+    _begin(how.threads, how.seed)
     found = [
         benchmarks.utils.AvalancheDataset([list(zip(_scaled(pictures), answers.tolist(), strict=True))])
         if listed
         else benchmarks.utils.AvalancheDataset([torch.utils.data.TensorDataset(_scaled(pictures), answers)])
-        for pictures, answers in _tasks(images, labels, tasks, steps * batch)
+        for pictures, answers in _tasks(images, labels, tasks, how.steps * how.batch)
     ]
     with warnings.catch_warnings(action="ignore"):  # that nothing will be logged
         strategy = training.Naive(
             model=model.train(),
-            optimizer=_optimizer(optimizer, model, lr),
+            optimizer=_optimizer(how.optimizer, model, how.lr),
             criterion=nn.CrossEntropyLoss(),
-            train_mb_size=batch,
-            train_epochs=epochs,
+            train_mb_size=how.batch,
+            train_epochs=how.epochs,
             evaluator=None,
         )
     stream = benchmarks.benchmark_from_datasets(train=found).train_stream
@@ -117,37 +123,26 @@ def avalanche(
     for experience in stream:
         strategy.train(experience, num_workers=0)
     seconds = time.perf_counter() - began
-    return Trained(seconds, accuracy(model, images, labels, tasks), epochs * sum(map(len, found)))
+    return Trained(seconds, accuracy(model, images, labels, tasks), how.epochs * sum(map(len, found)))
 
 
-def bare(
-    model: nn.Module,
-    images: Array,
-    labels: Array,
-    tasks: Sequence[Sequence[int]],
-    *,
-    lr: float,
-    optimizer: str = "sgd",
-    batch: int = 128,
-    epochs: int = 1,
-    steps: int = 0,
-    threads: int = 1,
-    seed: int = 0,
-) -> Trained:
+def bare(model: nn.Module, images: Array, labels: Array, tasks: Sequence[Sequence[int]], how: How) -> Trained:
     """The same in plain PyTorch: index, scale, forward, backward and step over tensors in memory, and nothing else."""
-    _begin(threads, seed)
-    found = list(_tasks(images, labels, tasks, steps * batch))
-    rule = _optimizer(optimizer, model.train(), lr)
+    _begin(how.threads, how.seed)
+    found = list(_tasks(images, labels, tasks, how.steps * how.batch))
+    rule = _optimizer(how.optimizer, model.train(), how.lr)
     began = time.perf_counter()
     for pictures, answers in found:
-        for _ in range(epochs):
-            for chosen in torch.split(torch.randperm(len(answers)), batch):
+        for _ in range(how.epochs):
+            for chosen in torch.split(torch.randperm(len(answers)), how.batch):
                 rule.zero_grad()
                 loss = functional.cross_entropy(model(_scaled(pictures[chosen])), answers[chosen])
                 loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
                 rule.step()
     seconds = time.perf_counter() - began
-    return Trained(seconds, accuracy(model, images, labels, tasks), epochs * sum(len(answers) for _, answers in found))
+    return Trained(
+        seconds, accuracy(model, images, labels, tasks), how.epochs * sum(len(answers) for _, answers in found)
+    )
 
 
 def torch_online(images: Array, labels: Array, steps: int, lr: float, *, threads: int = 1, seed: int = 0) -> Online:

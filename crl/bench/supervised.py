@@ -28,6 +28,7 @@ from crl.core import Array, CrlError
 
 MNIST = [[i, i + 1] for i in range(0, 10, 2)]
 CIFAR = [[*range(i, i + 10)] for i in range(0, 100, 10)]
+IN_BATCHES = ("crl", "avalanche", "avalanche, of a list", "bare")
 CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times that was asked for
     "Split-MNIST, MLP 400-400, batch 128": {
         "data": "mnist",
@@ -35,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times tha
         "net": {"use": "mlp", "hidden": [400, 400], "init": "kaiming"},
         "batch": 128,
         "steps": 0,
-        "sides": ("crl", "avalanche", "avalanche, of a list", "bare"),
+        "sides": IN_BATCHES,
         "mark": {"avalanche": 1.4},
     },
     "Split-CIFAR-100, ResNet-18, batch 100": {
@@ -44,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times tha
         "net": {"use": "resnet18"},
         "batch": 100,
         "steps": 1,
-        "sides": ("crl", "avalanche", "avalanche, of a list", "bare"),
+        "sides": IN_BATCHES,
         "mark": {"avalanche": 1.0},
     },
     "Split-CIFAR-100, ResNet-18 of width 16, batch 100": {
@@ -53,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {  # the mark is the least ratio of times tha
         "net": {"use": "resnet18", "width": 16},
         "batch": 100,
         "steps": 5,
-        "sides": ("crl", "avalanche", "avalanche, of a list", "bare"),
+        "sides": IN_BATCHES,
         "mark": {"avalanche": 1.0},
     },
     "Online Permuted MNIST, MLP 784-1000-1000-1000-10, one sample a step": {
@@ -86,8 +87,8 @@ def one(side: str, case: str, threads: int) -> None:
         model = nets.build(setting["net"], shape, arrays.count)
         model = torch.nn.Sequential(torch.nn.Flatten(), model) if setting["net"]["use"] == "mlp" else model
         run: Any = peers.bare if side == "bare" else functools.partial(peers.avalanche, listed=side != "avalanche")
-        how = {"lr": RATE, "batch": setting["batch"], "steps": setting["steps"], "threads": threads}
-        trained = run(model, arrays.train_x, arrays.train_y, setting["tasks"], **how)
+        how = peers.How(RATE, batch=setting["batch"], steps=setting["steps"], threads=threads)
+        trained = run(model, arrays.train_x, arrays.train_y, setting["tasks"], how)
         found = {"seconds": trained.seconds, "samples": trained.samples, "accuracy": trained.accuracy}
     print(json.dumps(found))
 
