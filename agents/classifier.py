@@ -123,7 +123,7 @@ class Classifier:
 
     def accepts(self, rules: Rules) -> None:
         """It has neither a buffer nor a normaliser of its own, and its learning rate stands still."""
-        self.announced = rules.announced
+        self.announced = rules.announced is True
         for name in ("buffer", "normalizer"):
             if getattr(rules, name) == "reset":
                 raise CrlError(f"boundary.{name}: reset: the classifier has none")
@@ -136,7 +136,7 @@ class Classifier:
         if visit.rules.head == "per_task":
             self._turn(visit.task.name, grow=True)
         own = list(getattr(visit.task, "answers", ()))
-        self.announced = visit.rules.announced
+        self.announced = visit.rules.announced is True
         if own and self.announced:
             self.before = list(self.met)
             self.met = sorted({*self.met, *own})

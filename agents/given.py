@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 
 from crl.core import Interface
@@ -23,7 +26,29 @@ def remember_rollouts(base: Any) -> Any:
             for self.last in super().get(batch_size):  # the name is what this is for
                 yield self.last
 
-    return Rollouts
+    return _moved_once(Rollouts) if base is RolloutBuffer else Rollouts
+
+
+def _moved_once(base: Any) -> Any:
+    """A rollout goes to the device once, and minibatches are cut there: SB3 moves each of them."""
+
+    class Moved(base):  # type: ignore[misc]
+        rows: list[torch.Tensor] | None = None
+
+        def reset(self) -> None:
+            super().reset()
+            self.rows = None
+
+        def _get_samples(self, batch_inds: Any, env: Any = None) -> RolloutBufferSamples:
+            if self.rows is None:
+                actions = self.actions.astype(np.float32, copy=False)
+                numbers = (self.values, self.log_probs, self.advantages, self.returns)
+                parts = (self.observations, actions, *(part.flatten() for part in numbers))
+                self.rows = [self.to_torch(part) for part in parts]
+            chosen = torch.as_tensor(batch_inds, device=self.device)
+            return RolloutBufferSamples(*(rows[chosen] for rows in self.rows))
+
+    return Moved
 
 
 def remember_replays(base: Any) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -21,6 +23,77 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "leaky_relu": nn.LeakyReLU,
 }
+
+
+MANY = 128  # rows, from which on it pays to look for equal ones
+
+
+class Ones(torch.Tensor):
+    """One-hot rows as the places of their ones; a linear layer computes each different row once, of the columns in use.
+
+    Grid worlds look the same again and again: of 2,048 rows some hundreds differ, and half of the columns are never
+    one. The answer and its derivatives, of any order, are those of the rows written out, but for rounding. Whatever
+    else reads them has them written out.
+
+    >>> rows = Ones(torch.tensor([[0, 3], [1, 3], [0, 3]]), 5)
+    >>> rows.sum(0).tolist(), len(rows.different)
+    ([2.0, 1.0, 0.0, 3.0, 0.0], 2)
+    """
+
+    ones: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, ones: torch.Tensor, width: int) -> Ones:
+        made: Ones = torch.Tensor._make_wrapper_subclass(cls, (len(ones), width), device=ones.device)  # type: ignore[attr-defined]
+        made.ones = ones
+        return made
+
+    def __init__(self, ones: torch.Tensor, width: int) -> None:
+        super().__init__()
+
+    @functools.cached_property
+    def compact(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(the different rows in the columns that are in use, these columns, which of the rows each row is)."""
+        # Two rows with one sum modulo 2**64 are equal, but for a chance below 2**-55 over the weights.
+        sums = (self.ones * _weights(self.ones.shape[1], self.ones.device)).sum(1)
+        _, which = torch.unique(sums, return_inverse=True)
+        example = torch.empty(int(which.max()) + 1, dtype=torch.long, device=which.device)
+        example[which] = torch.arange(len(which), device=which.device)
+        ones = self.ones[example]
+        used = torch.zeros(self.shape[1], dtype=torch.bool, device=ones.device)
+        used[ones.flatten()] = True
+        columns = used.nonzero()[:, 0]
+        place = used.cumsum(0) - 1
+        return written_out(place[ones], len(columns)), columns, which
+
+    @property
+    def different(self) -> torch.Tensor:
+        """The different rows, in the columns that are in use."""
+        return self.compact[0]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear and isinstance(args[0], Ones):
+            rows, columns, which = args[0].compact
+            weight, *bias = args[1:]
+            return func(rows, weight.index_select(1, columns), *bias, **(kwargs or {})).index_select(0, which)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        plain = [written_out(a.ones, a.shape[1]) if isinstance(a, Ones) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+@functools.lru_cache(8)
+def _weights(count: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, count)).to(device)
+
+
+def written_out(ones: torch.Tensor, width: int) -> torch.Tensor:
+    """Rows of ones and zeros."""
+    return torch.zeros(len(ones), width, device=ones.device).scatter_(1, ones, 1.0)
 
 
 class OneHot(BaseFeaturesExtractor):
@@ -39,9 +112,31 @@ class OneHot(BaseFeaturesExtractor):
         self.register_buffer("offsets", first, persistent=False)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """One row of ones and zeros for each row of codes."""
-        out = torch.zeros(obs.shape[0], self.features_dim, device=obs.device)
-        return out.scatter_(1, obs.long() + self.offsets, 1.0)
+        """One row of ones and zeros for each row of codes; many rows are only written out where need be."""
+        ones = obs.long() + self.offsets
+        if len(ones) >= MANY and (self.training or not torch.is_grad_enabled()):
+            return Ones(ones, self.features_dim)
+        return written_out(ones, self.features_dim)
+
+
+def kaiming(part: nn.Module) -> None:
+    """Weights uniform with variance 2 / inputs, biases zero (He et al. 2015)."""
+    _uniform(part, "relu")
+
+
+def lecun(part: nn.Module) -> None:
+    """Weights uniform with variance 1 / inputs, biases zero (LeCun et al. 1998)."""
+    _uniform(part, "linear")
+
+
+def _uniform(part: nn.Module, nonlinearity: Literal["relu", "linear"]) -> None:
+    if isinstance(part, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_uniform_(part.weight, nonlinearity=nonlinearity)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+INITS: dict[str, Callable[[nn.Module], None]] = {"kaiming": kaiming, "lecun": lecun}
 
 
 class CReLU(nn.Module):

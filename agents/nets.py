@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.layers import ACTIVATIONS, DOUBLING, NORMS, Shape
+from agents.layers import ACTIVATIONS, DOUBLING, INITS, NORMS, Shape
 from agents.options import known, located
 from crl.core import CrlError
-
-INITS = ("torch", "kaiming")
 
 
 def mlp(
@@ -245,7 +243,7 @@ def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Modu
         raise CrlError(f"agent.net: expected a mapping such as {{use: conv}}, not {net!r}")
     options = dict(net)
     use, init = options.pop("use", "mlp"), options.pop("init", "torch")
-    known("agent.net.init", [init], INITS)
+    known("agent.net.init", [init], ["torch", *INITS])
     make = NETS[use] if use in NETS else located(use, "agent.net.use", NETS)
     free = [n for n, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
     if use in NETS:
@@ -258,17 +256,9 @@ def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Modu
         raise CrlError(f"agent.net: {use} refuses these settings: {why}") from None
     if not isinstance(model, nn.Module):
         raise CrlError(f"agent.net.use: {use} gives no torch module")
-    if init == "kaiming":
-        model.apply(_kaiming)
+    if init in INITS:
+        model.apply(INITS[init])
     return model
-
-
-def _kaiming(part: nn.Module) -> None:
-    """Weights uniform with variance 2 / inputs, biases zero (He et al. 2015)."""
-    if isinstance(part, nn.Linear | nn.Conv2d):
-        nn.init.kaiming_uniform_(part.weight, nonlinearity="relu")
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)
 
 
 def _widths(name: str, values: Any, even: bool = False) -> list[int]:

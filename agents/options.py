@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from agents.layers import ACTIVATIONS, DOUBLING, NORMS, OneHot
+from agents.layers import ACTIVATIONS, DOUBLING, INITS, NORMS, OneHot
 from agents.optimizers import find
 from crl.core import CrlError, Interface, brief
 
@@ -24,7 +24,7 @@ OURS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_
 
 def policy_kwargs(interface: Interface, net: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """SB3's `policy_kwargs` from our `net` and `optimizer` options; what is not named stays SB3's."""
-    known("agent.net", net, ("hidden", "activation", "norm"))
+    known("agent.net", net, ("hidden", "activation", "norm", "init"))
     kwargs: dict[str, Any] = {}
     if "hidden" in net:
         kwargs["net_arch"] = [int(width) for width in net["hidden"]]
@@ -36,6 +36,8 @@ def policy_kwargs(interface: Interface, net: Mapping[str, Any], optimizer: Mappi
             raise CrlError(f"agent.net.hidden: {odd[0]} cannot be halved, as activation {net['activation']} needs")
     if "norm" in net:
         known("agent.net.norm", [net["norm"]], NORMS)
+    if "init" in net:
+        known("agent.net.init", [net["init"]], ["sb3", *INITS])
     if isinstance(interface.observation, spaces.MultiDiscrete):
         kinds = [int(kind) for kind in interface.observation.nvec]
         kwargs |= {"features_extractor_class": OneHot, "features_extractor_kwargs": {"kinds": kinds}}

@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from agents.given import Spaces, remember_replays, remember_rollouts
-from agents.layers import Heads, Shape
+from agents.layers import INITS, Heads, Shape
 from agents.normalize import Normalizer
 from agents.options import check_options, known, line, policy_kwargs
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
@@ -72,6 +72,9 @@ class SB3Agent:
             **settings,
         )
         self._reshape(Shape.of(net or {}))
+        if (init := (net or {}).get("init")) in INITS:
+            self.algo.policy.apply(INITS[init])
+            self.rebuilt()
         self.algo.set_logger(Logger(folder=None, output_formats=[]))
         self.algo.policy.set_training_mode(False)
         self.normalizer = self._normalizer(normalize or {})

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crl.opened import Run
+    from crl.seeds import Seeds
 
 __version__ = "0.1.0"
-__all__ = ["CrlError", "load", "resume", "train"]
+__all__ = ["CrlError", "load", "resume", "train", "train_seeds"]
 
 
 def train(source: Any, **settings: Any) -> Run:
@@ -25,6 +26,13 @@ def train(source: Any, **settings: Any) -> Run:
     from crl import run
 
     return run.train(source, **settings)
+
+
+def train_seeds(source: Any, seeds: int, **settings: Any) -> Seeds:
+    """Walk with several seeds at once, each in a process of its own. See `crl.seeds.train_seeds`."""
+    from crl import seeds as several
+
+    return several.train_seeds(source, seeds, **settings)
 
 
 def resume(path: str | Path, **settings: Any) -> Run:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from crl import build, config, metrics, sinks
+from crl.changing import spread
 from crl.core import Record
 from crl.opened import Run, visit_areas
 from crl.store import RunFolder
@@ -45,6 +46,6 @@ def add_baseline(
 
 def _only(experiment: config.Experiment, name: str, steps: int) -> dict[str, Any]:
     """The entry of `tasks:` that makes one task alone, for as long as its first visit was."""
-    entries = ((spec, *part) for spec in experiment.tasks for part in build.spread(spec, "tasks"))
+    entries = ((spec, *part) for spec in experiment.tasks for part in spread(spec, "tasks"))
     spec, _, setting = next(entry for entry in entries if entry[1] == name)
     return {**dataclasses.asdict(spec), "steps": steps, "change": setting}

@@ -13,18 +13,22 @@ from torch import nn
 
 from crl import build
 from crl.core import Boundary, CrlError, Visit, aside, brief, derive
+from crl.detect import Segment
 from crl.linalg import CurvatureError, Spectrum
 from crl.linalg.problem import steady
 
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
+SEGMENT = 7  # and of another
 
 
 def enter(plan: build.Plan, visit: Visit) -> dict[str, float]:
-    """The moment before a visit: the agent hears of it and then the methods, if boundaries are announced.
+    """The moment before a visit: the agent hears of it and then the methods, if they hear of boundaries.
 
     Returns the seconds that each method took.
     """
-    if visit.rules.announced or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
+    if visit.rules.announced == "detected" and visit.index == 1:
+        visit = segment(plan, 1, 0)
+    if _heard(visit) or visit.index == 1:  # the first visit is the start of the walk, not a boundary in it
         own = getattr(plan.agent, "enter", None)
         if own is not None:
             own(visit)
@@ -32,13 +36,13 @@ def enter(plan: build.Plan, visit: Visit) -> dict[str, float]:
 
 
 def tell_methods(plan: build.Plan, what: str, visit: Visit) -> dict[str, float]:
-    """Tell the methods, if boundaries are announced, that a visit begins or is over: the seconds that each took.
+    """Tell the methods, if they hear of it, that a visit begins or is over: the seconds that each took.
 
     They hear of it in the order of the YAML, but of a beginning those first that grow the model.
     """
     spent = {}
     order = sorted(plan.methods.items(), key=lambda item: what == "enter" and not hasattr(item[1], "rebuild"))
-    for name, method in order if visit.rules.announced else ():
+    for name, method in order if _heard(visit) else ():
         began = time.perf_counter()
         getattr(method, what)(visit)
         spent[name] = time.perf_counter() - began
@@ -46,6 +50,17 @@ def tell_methods(plan: build.Plan, what: str, visit: Visit) -> dict[str, float]:
         if what == "enter" and hasattr(method, "find_parameters"):
             method.find_parameters()  # a method after it may have grown the model
     return spent
+
+
+def segment(plan: build.Plan, index: int, start: int) -> Visit:
+    """What the learner is told where a change was detected: that there is one, and no more than it can know."""
+    seed, total = derive(plan.experiment.seed, SEGMENT, index), sum(plan.steps)
+    task: Any = Segment(f"segment-{index}")
+    return Visit(index, task, max(total - start, 1), seed, start, total, plan.experiment.boundary)
+
+
+def _heard(visit: Visit) -> bool:
+    return visit.rules.announced is True or isinstance(visit.task, Segment)
 
 
 def boundary_of(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from crl.config import Experiment, TaskSpec, in_words, nearest, parse
+from crl.changing import spread
+from crl.config import Experiment, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
 
@@ -32,6 +33,12 @@ class Plan:
     methods: dict[str, Any]  # by the name that their records bear, in the order in which they act
     monitors: dict[str, Any]  # by the name that their records begin with
     device: str
+
+    @property
+    def engine(self) -> str:
+        """What steps the environments, and which version of it where that decides the result."""
+        kind = self.experiment.engine.kind
+        return f"envpool {room('envs.pool').version()}" if kind == "envpool" else kind
 
     @property
     def measure(self) -> str:
@@ -64,6 +71,7 @@ def build(experiment: Experiment) -> Plan:
     _check_rules(experiment, agent)
     methods = build_methods(experiment, agent)
     _check_told(experiment, tasks, methods)
+    _check_detected(experiment, agent, methods)
     monitors = build_monitors(experiment.monitors)
     if getattr(agent, "stride", 1) < 1:
         raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
@@ -74,7 +82,7 @@ def build(experiment: Experiment) -> Plan:
 
 def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:
     """(distinct tasks, the task of each visit, the asked-for steps of each visit)."""
-    gym = room("envs.gym")
+    gym, engine = room("envs.gym"), experiment.engine
     tasks: dict[str, Any] = {}
     known: dict[str, Any] = {}
     once: list[tuple[str, int]] = []
@@ -91,7 +99,8 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
                 known[name] = meaning
                 wrappers = [_wrapper(item, f"{place}.wrappers.{j}") for j, item in enumerate(spec.wrappers)]
                 own = {"env": spec.env, "kwargs": spec.kwargs, "wrappers": wrappers, "setting": setting}
-                tasks[name] = at(place, gym.build, name=name, **own, envs=experiment.engine.envs, world=world)
+                how = {"engine": engine.kind, "envs": engine.envs, "threads": engine.threads}
+                tasks[name] = at(place, gym.build, name=name, **own, **how, world=world)
             once.append((name, spec.steps))
     names = list(tasks)
     walk = once * experiment.repeat
@@ -195,6 +204,24 @@ def _check_told(experiment: Experiment, tasks: Sequence[Task], methods: Mapping[
             raise CrlError(f"methods.{i}: {name} {reason}")
 
 
+def _check_detected(experiment: Experiment, agent: Any, methods: Mapping[str, Any]) -> None:
+    """A detector notices that the task is another: neither which it is, nor in time to look at it once more."""
+    if experiment.boundary.announced != "detected":
+        return
+    if not hasattr(agent, "enter"):
+        raise CrlError(
+            f"boundary.announced: detected needs an agent with enter(visit), which {type(agent).__name__} lacks"
+        )
+    which = "answers each task with a part of its own, and a detector does not tell which task it is"
+    if experiment.boundary.head == "per_task":
+        raise CrlError(f"boundary.head: per_task {which}")
+    for i, (name, method) in enumerate(methods.items()):
+        if getattr(method, "names_tasks", False):
+            raise CrlError(f"methods.{i}: {name} {which}")
+        if getattr(method, "samples_tasks", False):
+            raise CrlError(f"methods.{i}: {name} samples a task when it is over, and a detector notices that too late")
+
+
 def _device(name: str) -> str:
     """`auto` is the CPU: small networks beside Python environments are faster there."""
     if name in ("auto", "cpu"):
@@ -207,26 +234,13 @@ def _device(name: str) -> str:
     return name
 
 
-def spread(spec: TaskSpec, place: str) -> list[tuple[str, dict[str, Any]]]:
-    """(name, setting) of each visit of an entry: `change: {gravity: [9.8, 20.0]}` makes two."""
-    base = spec.name or spec.env.rpartition(":")[2]
-    if not spec.change:
-        return [(base, {})]
-    columns = {key: value if isinstance(value, list) else [value] for key, value in spec.change.items()}
-    lengths = {len(values) for values in columns.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise CrlError(f"{place}.change: every attribute needs the same number of values, at least one")
-    settings = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [(f"{base}[{', '.join(f'{key}={value}' for key, value in s.items())}]", s) for s in settings]
-
-
 def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
     """(name or class, options) of one wrapper."""
     options = {"use": item} if isinstance(item, str) else dict(parse(dict[str, Any], item, place))
     use = options.pop("use", None)
     if not isinstance(use, str):
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {in_words(item)}")
-    names = {**room("envs.wrappers").BY_NAME, "mission": room("envs.gym").mission}
+    names = {**room("envs.wrappers").BY_NAME, "mission": room("envs.recipe").mission}
     found = names[use] if use in names else _wrapper_class(use, names, place)
     check_signature(found, (None,), options, place)
     return use if use in names else found, options

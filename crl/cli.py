@@ -9,7 +9,15 @@ from typing import Any, NoReturn
 
 from crl.core import CrlError
 
-STUDIES = ("plasticity", "forgetting", "split_mnist", "split_cifar100", "collapse_mnist", "permuted_mnist")
+STUDIES = (
+    "plasticity",
+    "forgetting",
+    "split_mnist",
+    "split_cifar100",
+    "collapse_mnist",
+    "permuted_mnist",
+    "slippery_ant",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from crl import config, run
+    from crl import config, run, seeds
 
     if arguments.data is not None and arguments.env_seq:
         raise CrlError("--data names the dataset of a --data-seq; environments have none")
@@ -52,12 +60,20 @@ def _train(arguments: argparse.Namespace) -> int:
     if stream != bool(arguments.data_seq):
         other = "slices of a dataset: say --data-seq" if stream else "environments: say --env-seq"
         raise CrlError(f"{source} is a sequence of {other}")
-    done = run.train(
-        source, out=arguments.out, overwrite=arguments.overwrite, verbosity=arguments.verbosity, changes=changes
-    )
+    if arguments.jobs is not None and arguments.seeds is None:
+        raise CrlError("--jobs says how many seeds run at once, so it needs --seeds")
+    how = {name: getattr(arguments, name) for name in ("out", "overwrite", "verbosity")}
+    if arguments.seeds is None:
+        done = run.train(source, **how, changes=changes)
+        if arguments.verbosity >= 0:
+            print(done.path)
+        return 0
+    several = seeds.train_seeds(source, arguments.seeds, jobs=arguments.jobs, **how, changes=changes)
     if arguments.verbosity >= 0:
-        print(done.path)
-    return 0
+        print(several.table())
+    for seed, why in several.failed.items():
+        print(f"crl: seed {seed} failed: {why}", file=sys.stderr)
+    return 2 if several.failed else 0
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -173,6 +189,8 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
         changes.append(("methods", [{"use": use} for use in arguments.method]))
     if arguments.monitor:
         changes.append(("monitors", [{"use": use} for use in arguments.monitor if use != "none"]))
+    if arguments.engine is not None:
+        changes.append(("engine.kind", arguments.engine))
     changes += [(k, v) for k in ("seed", "device", "baseline") if (v := getattr(arguments, k)) is not None]
     for item in arguments.set or []:
         place, equals, text = item.partition("=")
@@ -198,6 +216,8 @@ def _walking(commands: Any) -> None:
     what.add_argument("--data-seq", metavar="YAML", help="slices of a dataset: a file, or the name of a shipped config")
     train.add_argument("--out", default="runs", help="where runs go (default: runs)")
     train.add_argument("--overwrite", action="store_true", help="drop the run that is there already")
+    train.add_argument("--seeds", type=int, metavar="N", help="walk with N seeds, from --seed on, and sum them up")
+    train.add_argument("--jobs", type=int, help="seeds at once (default: as many as there are cores for their threads)")
     _settings(train)
     _loudness(train)
     train.set_defaults(command=_train)
@@ -275,6 +295,9 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", help="ppo, dqn, or an import path such as stable_baselines3.A2C or my_agent.MyAgent")
     parser.add_argument("--method", action="append", help="l2_er, ewc, ... or an import path; may be given again")
     parser.add_argument("--monitor", action="append", help="instead of the config's monitors; or none")
+    parser.add_argument(
+        "--engine", choices=("sync", "async", "envpool"), help="how environments are stepped (default: sync)"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--baseline", choices=("none", "fresh"), help="fresh: also a new agent alone on each task")

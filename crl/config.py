@@ -46,10 +46,11 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How environments are stepped."""
+    """How many copies of an environment are stepped at once, and how: in turn, in processes, or in C++."""
 
-    kind: str = field(default="sync", metadata={"choices": ("sync",)})
+    kind: str = field(default="sync", metadata={"choices": ("sync", "async", "envpool")})
     envs: int = at_least(1, 16, most=4_096)
+    threads: int = at_least(0, 0, most=1_024)  # threads or processes that step; 0 is all cores; changes no result
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Experiment:
         """The folder's name of agent and methods: `ppo`, `dqn+l2_er`."""
         names = [method.get("name") or method["use"] for method in self.methods]
         return "+".join(str(name).rpartition(".")[2] for name in [self.agent["use"], *names])
+
+    @property
+    def place(self) -> str:
+        """Where its run goes, below where runs go."""
+        return f"{self.name}/{self.label}/seed-{self.seed}"
 
 
 # Reading.
@@ -206,6 +212,12 @@ def parse(kind: Any, data: Any, place: str = "") -> Any:
         for key in data:
             if not isinstance(key, str):
                 raise CrlError(f"{place}.{key}: a key is a name here, not {in_words(key)}")
+        return data
+    if origin is typing.Literal:
+        choices = typing.get_args(kind)
+        if not any(type(data) is type(choice) and data == choice for choice in choices):
+            *most, last = (str(choice).lower() for choice in choices)
+            raise CrlError(f"{place}: expected {', '.join(most)} or {last}, not {in_words(data)} ({data!r})")
         return data
     if kind is Any:
         return data

@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -52,14 +52,14 @@ class Interface:
 
 @dataclass(frozen=True)
 class Rules:
-    """What happens at a boundary: each part of the agent is kept or reset, and whether it is told at all."""
+    """What happens at a boundary: each part of the agent is kept or reset, and who tells it, if anybody."""
 
     optimizer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
     head: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
     buffer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
     normalizer: str = field(default="keep", metadata={"choices": ("keep", "reset")})
     schedules: str = field(default="restart", metadata={"choices": ("restart", "continue")})
-    announced: bool = True
+    announced: Literal[True, False, "detected"] = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Visit:
     @property
     def schedule(self) -> tuple[int, int]:
         """(steps already run on the agent's schedules, steps they last): this visit's, or the whole walk's."""
-        whole_walk = self.rules.schedules == "continue" or not self.rules.announced
+        whole_walk = self.rules.schedules == "continue" or self.rules.announced is not True
         return (self.start, self.total) if whole_walk else (0, self.steps)
 
 
@@ -289,9 +289,12 @@ class Method(Protocol):
     """Acts on learning, from outside the agent: through torch's hooks, and at boundaries.
 
     Where boundaries are not announced, `enter` and `leave` are not called; a class attribute `needs_boundaries = True`
-    has such a walk refused instead. Further parts are optional: `needs` names the parts of an agent that it cannot do
+    has such a walk refused instead. Where they are detected, both are called at once when a change is noticed, with
+    visits that are segments between changes: of their tasks nothing is known but a made-up name, `steps` is what is
+    left of the walk, and `samples_tasks = True` (it draws experience of a visit's task) has such a walk refused.
+    Further parts are optional: `needs` names the parts of an agent that it cannot do
     without and `excludes` the methods that it cannot be with; `one_head = True` has heads per task refused,
-    `names_tasks = True` (it answers by a task's name) a scenario in which the task is not told, and
+    `names_tasks = True` (it answers by a task's name) a walk in which the task is not told, and
     `accepts(agent)` refuses an agent with a `CrlError`;
     `numbers()` is what it did since it was last asked, to be logged; `reseed(seed)` seeds its own random stream;
     `rebuild(agent, state)` gives a new agent the structure that it had, before the agent's state is loaded.

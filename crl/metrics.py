@@ -207,6 +207,28 @@ def intransigence(baseline: float, reached: float) -> Metric:
     return _metric(baseline - reached)
 
 
+def detection(
+    order: Sequence[int], starts: Sequence[int], found: Sequence[tuple[int, int]]
+) -> tuple[list[Metric], int]:
+    """(steps from each visit's beginning to when it was noticed, false alarms); `found`: (visit, step) of each notice.
+
+    `order` has the task of each visit. Only a visit of another task than the one before has something to notice; a
+    notice that is not its visit's first, or of nothing, is a false alarm.
+
+    >>> delays, alarms = detection([0, 1, 0], [0, 100, 200], [(1, 50), (2, 120), (2, 160)])
+    >>> [delay.value for delay in delays], alarms
+    ([nan, 20.0, nan], 2)
+    """
+    delays = []
+    for i, start in enumerate(starts):
+        own = [step for visit, step in found if visit == i + 1]
+        if i == 0 or order[i] == order[i - 1]:
+            delays.append(Metric(math.nan, "the task is that of before"))
+        else:
+            delays.append(Metric(float(own[0] - start)) if own else Metric(math.nan, "no change was detected"))
+    return delays, len(found) - sum(not math.isnan(delay.value) for delay in delays)
+
+
 def summary(R: ArrayLike, visits: Sequence[int]) -> dict[str, Metric]:
     """All aggregates of one matrix, by name.
 

@@ -54,7 +54,8 @@ def draw_matrix(
     values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
     low, high = _limits(values)
     colours = colormaps["viridis"].with_extremes(bad="0.88")
-    size = (min(2.6 + 0.75 * len(tasks), 18.0), min(1.9 + 0.42 * len(rows), 14.0))
+    left, top = (0.07 * max(0, max(map(len, map(short, names)), default=0) - 16) for names in (row_names, tasks))
+    size = (min(2.6 + left + top + 0.75 * len(tasks), 18.0), min(1.9 + top + 0.42 * len(rows), 14.0))  # names need room
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")

@@ -35,6 +35,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"answered  {plan.interface.action}",
         f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
         f"boundary  {rules}",
+        f"told      {_told(plan)}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
@@ -151,6 +152,13 @@ def _estimate(plan: build.Plan) -> float:
     episodes = evaluation.episodes * rows
     looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
     return float(training + looking)
+
+
+def _told(plan: build.Plan) -> str:
+    """Who tells the learner of a boundary, in words."""
+    told: dict[Any, str] = {True: "of every boundary, and whose it is", False: "of no boundary"}
+    detected = f"that there is a boundary where train/{plan.measure} changes, not whose it is"
+    return told.get(plan.experiment.boundary.announced, detected)
 
 
 def _evaluated(experiment: config.Experiment) -> str:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from crl import build, config, metrics, named, sinks
 from crl.baseline import add_baseline
-from crl.boundary import boundary_of, enter, look, tell_methods
+from crl.boundary import boundary_of, enter, look, segment, tell_methods
 from crl.core import (
     Array,
     CrlError,
@@ -27,6 +28,7 @@ from crl.core import (
     random_state,
     set_random_state,
 )
+from crl.detect import Detector
 from crl.linalg import Spectrum
 from crl.opened import Run, restore, visit_areas
 from crl.store import RunFolder
@@ -50,6 +52,7 @@ class Walk:
         self.jsonl = sinks.Jsonl(folder.records, offset)
         self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure)
         self.terminal = sinks.Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
+        self.detector, self.segment = Detector(), segment(plan, 1, 0)  # of use where boundaries are detected
         self.asked_to_stop = ""
         self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
@@ -78,6 +81,9 @@ class Walk:
 
     def _enter(self, visit: Visit) -> None:
         self._spend(enter(self.plan, visit))
+        setting = getattr(visit.task, "setting", {})
+        numbers = {f"setting/{name}": value for name, value in setting.items() if isinstance(value, int | float)}
+        self._log(numbers, visit.index, visit.task.name)
         self._look(visit, "init")
 
     def _spend(self, seconds: Mapping[str, float]) -> None:
@@ -100,7 +106,9 @@ class Walk:
                 self._log(numbers, visit.index, visit.task.name)
                 self._refuse_nan(tick.numbers, visit)
                 self.terminal.numbers(numbers)
-            self.terminal.progress(tick.steps, tick.numbers.get(f"train/{self.plan.measure}"))
+            score = tick.numbers.get(f"train/{self.plan.measure}")
+            self.terminal.progress(tick.steps, score)
+            self._detect(visit, score)
             if tick.steps >= visit.steps:
                 continue
             if self._passed(self.experiment.evaluation.every, visit.start + last):
@@ -110,6 +118,17 @@ class Walk:
                 self._checkpoint(visit.index - 1, tick.steps)
             if self.asked_to_stop:
                 raise Stopped
+
+    def _detect(self, visit: Visit, score: float | None) -> None:
+        """Where the learner finds boundaries by itself: if this is one, it is told so."""
+        listens = visit.rules.announced == "detected" and score is not None and math.isfinite(score)
+        if score is None or not listens or not self.detector.changed(score):
+            return
+        left, self.segment = self.segment, segment(self.plan, self.segment.index + 1, self.step)
+        self._spend(tell_methods(self.plan, "leave", left))
+        self._spend(enter(self.plan, self.segment))
+        self._log({"boundary/detected": 1.0}, visit.index, visit.task.name)
+        self.terminal.note(f"step {self.step:,}: a change of {self.plan.measure} is detected: {self.segment.task.name}")
 
     def _passed(self, every: int, last: int) -> bool:
         """Whether a multiple of `every` steps lies between the last safe point and this one."""
@@ -223,6 +242,8 @@ class Walk:
                 for name, monitor in self.plan.monitors.items()
                 if hasattr(monitor, "state_dict")
             },
+            "detector": self.detector.state_dict(),
+            "segment": [self.segment.index, self.segment.start],
             "random": random_state(),
         }
         self.folder.save(self.folder.stopped if done else self.folder.boundary(visit), state)
@@ -236,6 +257,9 @@ class Walk:
             task.load_state_dict(state["tasks"][task.name])
         for name, value in state["monitors"].items():
             self.plan.monitors[name].load_state_dict(value)
+        if "detector" in state:
+            self.segment = segment(self.plan, *state["segment"])
+            self.detector.load_state_dict(state["detector"])
         set_random_state(state["random"])
         for record in sinks.read_records(self.folder.records):
             self.board.write(record)
@@ -262,8 +286,14 @@ def train(
     **settings: Any,
 ) -> Run:
     """Walk through a sequence and return the run. `settings` are top-level keys of the YAML: `seed=3, agent="dqn"`."""
-    experiment = config.read(source, (*settings.items(), *changes))
-    folder = RunFolder(Path(out) / experiment.name / experiment.label / f"seed-{experiment.seed}")
+    return begin(config.read(source, (*settings.items(), *changes)), out, overwrite=overwrite, verbosity=verbosity)
+
+
+def begin(
+    experiment: config.Experiment, out: str | Path = "runs", *, overwrite: bool = False, verbosity: int = -1
+) -> Run:
+    """Walk as an experiment says, from the start."""
+    folder = RunFolder(Path(out) / experiment.place)
     if folder.occupied and not overwrite:
         folder.create({}, {}, overwrite=False)  # refuses, before anything slow
     plan = build.build(experiment)
@@ -302,7 +332,7 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
     before = folder.manifest().get("seconds", 0.0)
     status = "failed"
     try:
-        with _listening(walk):
+        with listening(walk):
             walk.go(visit, done)
         _finish(walk)
         status = "finished" if walk.experiment.baseline == "none" else "walked"
@@ -337,10 +367,24 @@ def _finish(walk: Walk) -> None:
         if len(own) > 1:
             for ratio in metrics.plasticity_ratio(own):
                 walk._log({f"metrics/plasticity_ratio/{name}": ratio.value}, len(walk.plan.order), name)
+    if walk.experiment.boundary.announced == "detected":
+        _log_detection(walk)
     summary = metrics.summary(np.array(walk.rows), walk.plan.order)
     shown = {name: metric.value for name, metric in summary.items()}
     walk.board.hparams(_flat(walk.experiment.plain()), shown)
     walk.terminal.table(walk.rows, walk.row_names, walk.names, shown)
+
+
+def _log_detection(walk: Walk) -> None:
+    """How soon the learner noticed each boundary, and how often it noticed one where there was none."""
+    visits = walk.plan.visits
+    found = [(r.visit, r.step) for r in Run(walk.folder.path).records if r.name == "boundary/detected"]
+    delays, alarms = metrics.detection(walk.plan.order, [visit.start for visit in visits], found)
+    for visit, delay in zip(visits[1:], delays[1:], strict=True):
+        walk._log({"metrics/detection_delay": delay.value}, visit.index, visit.task.name, note=delay.reason)
+    walk._log({"metrics/false_alarms": float(alarms)}, len(visits))
+    hits, there = len(found) - alarms, sum(one != other for one, other in pairwise(walk.plan.order))
+    walk.terminal.note(f"detected: {hits} of the walk's {there} boundaries, and {alarms} false alarms")
 
 
 def _manifest(plan: build.Plan) -> dict[str, Any]:
@@ -352,7 +396,7 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
         "seed": experiment.seed,
         "threads": experiment.threads,
         "device": plan.device,
-        "engine": f"{experiment.engine.kind} x {experiment.engine.envs}",
+        "engine": f"{plan.engine} x {experiment.engine.envs}",
         "boundary": experiment.plain()["boundary"],
         "methods": named.resolved(named.METHODS, experiment.methods),
         "monitors": named.resolved(named.MONITORS, experiment.monitors),
@@ -376,8 +420,8 @@ def _flat(data: Any, place: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _listening(walk: Walk) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the walk to stop at its next safe point; asked twice, it stops at once."""
+def listening(walk: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM ask a walk (or several) to stop at the next safe point; asked twice, it stops at once."""
 
     def ask(number: int, frame: Any) -> None:
         if walk.asked_to_stop:

@@ -14,6 +14,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 ROUNDING = 1e-13  # a variance below this share of what it was computed from
 SURE = 1 - 1e-9  # Fisher's scale ends here
+ENOUGH = 4  # runs of which a middle half can be told
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ def bootstrap(values: Sequence[float], generator: np.random.Generator, share: fl
     drawn = runs[generator.integers(len(runs), size=(10_000, len(runs)))].mean(1)
     low, high = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2])
     return Interval(float(runs.mean()), float(low), float(high), len(runs))
+
+
+def iqm(values: Sequence[float]) -> float:
+    """The interquartile mean (Agarwal et al. 2021): without the lowest and the highest quarter of runs, rounded down.
+
+    >>> iqm([0.0, 1.0, 2.0, 100.0])
+    1.5
+    """
+    runs = np.sort(np.asarray(values, dtype=float))
+    cut = len(runs) // 4
+    return float(runs[cut : len(runs) - cut].mean()) if len(runs) else math.nan
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,17 @@ class RunFolder:
                 raise CrlError(
                     f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
                 )
-            if not (self.path / "manifest.json").is_file():
-                raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
-            shutil.rmtree(self.path)
+            self.drop()
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_whole(self.path / "config.yaml", text.encode())
         self.write_manifest({**manifest, **_surroundings()})
+
+    def drop(self) -> None:
+        """Remove the run that is here, and never anything else."""
+        if self.occupied:
+            if not (self.path / "manifest.json").is_file():
+                raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
+            shutil.rmtree(self.path)
 
     # The manifest.
 

@@ -1,4 +1,4 @@
-"""How many copies of an environment are stepped at once: here one after another, in this process.
+"""How copies of an environment are stepped: what an engine is, and the one that steps them in turn, in this process.
 
 Every episode is seeded from (seed, copy, episode), so an engine can be put back into the middle of an episode by
 seeding it again and replaying its actions: no environment is ever pickled. Resets are same-step: the row after an
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
 import torch
 
 from crl.core import Array, State, derive
+from envs.physics import put
 
 Env = gymnasium.Env[Any, Any]
 
@@ -30,6 +31,37 @@ class Step(NamedTuple):
     next_obs: Array
 
 
+class Engine(Protocol):
+    """Several copies, stepped together. Its state is that of a walk in the middle of a visit."""
+
+    copies: int
+    obs: Array  # what is acted on next
+
+    def reset(self) -> Array:
+        """Begin an episode in every copy."""
+        ...
+
+    def step(self, actions: Array) -> Step:
+        """Step every copy once; one whose episode ends begins its next."""
+        ...
+
+    def change(self, name: str, value: Any) -> None:
+        """Set an attribute of every copy; the episodes go on."""
+        ...
+
+    def state_dict(self) -> State:
+        """Where each copy is."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+    def close(self) -> None:
+        """Close every copy."""
+        ...
+
+
 @dataclass
 class Episode:
     """The unfinished episode of one copy: its number and what was done to it since it began."""
@@ -40,11 +72,17 @@ class Episode:
 
 
 class Sync:
-    """`copies` environments stepped in turn."""
+    """`copies` environments stepped in turn; the first of them is number `first` of all there are."""
 
     def __init__(
-        self, make: Callable[[], Env], copies: int, seed: int, settings: Mapping[str, Any] | None = None
+        self,
+        make: Callable[[], Env],
+        copies: int,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        first: int = 0,
     ) -> None:
+        self.copies, self.first = copies, first
         self.settings = dict(settings or {})  # attributes that `make` has set, and that `change` goes on to set
         self.envs = [make() for _ in range(copies)]
         self.seed = seed
@@ -54,7 +92,7 @@ class Sync:
     def _begin(self, copy: int) -> Array:
         episode = self.episodes[copy]
         episode.log, episode.settings = [], dict(self.settings)
-        obs, _ = self.envs[copy].reset(seed=derive(self.seed, copy, episode.number))
+        obs, _ = self.envs[copy].reset(seed=derive(self.seed, self.first + copy, episode.number))
         return np.asarray(obs)
 
     def reset(self) -> Array:
@@ -87,7 +125,7 @@ class Sync:
         """Set an attribute of every copy; the episodes go on."""
         self.settings[name] = value
         for env, episode in zip(self.envs, self.episodes, strict=True):
-            setattr(env.unwrapped, name, value)
+            put(env, name, value)
             if episode.log is not None:
                 episode.log.append({"set": [name, value]})
 
@@ -107,11 +145,11 @@ class Sync:
             self.episodes[copy].number = number
             self.settings = dict(state["began_with"][copy])
             for name, value in self.settings.items():
-                setattr(self.envs[copy].unwrapped, name, value)
+                put(self.envs[copy], name, value)
             obs = self._begin(copy)
             for entry in log:
                 if isinstance(entry, dict):
-                    setattr(self.envs[copy].unwrapped, *entry["set"])
+                    put(self.envs[copy], *entry["set"])
                     action = entry
                 else:
                     action = entry.numpy() if entry.ndim else entry.numpy()[()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import re
@@ -32,17 +31,15 @@ from crl.core import (
     derive,
     facing,
 )
-from envs.engines import Sync
-from envs.minigrid import Symbols, is_symbolic
-from envs.spaces import Flat, Joined, is_flat, shared_action, shared_observation
+from envs import pool
+from envs.engines import Engine, Sync
+from envs.minigrid import Symbols
+from envs.pool import Pool
+from envs.recipe import Recipe
+from envs.spaces import shared_action, shared_observation
 from envs.tally import Tally
-from envs.wrappers import BY_NAME
+from envs.workers import Async
 
-REGISTERED_BY = {  # the start of an id: the package that registers it, and how to get that
-    "MiniGrid-": ("minigrid", "minigrid"),
-    "BabyAI-": ("minigrid", "minigrid"),
-    "ALE/": ("ale_py", "gymnasium[atari]"),
-}
 TICK = 2_048  # steps between two ticks, rounded up to the agent's stride
 
 
@@ -51,7 +48,7 @@ class World:
     """The copies that training steps. Tasks made by one `change:` share one, so the environment goes on."""
 
     goes_on: bool = False
-    engine: Sync | None = None
+    engine: Engine | None = None
     seed: int = 0
     returns: Array = field(default_factory=lambda: np.zeros(0))
     lengths: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -60,7 +57,7 @@ class World:
 
 
 class GymTask:
-    """One environment id with its keyword arguments, wrappers and settings."""
+    """One environment id with its keyword arguments, wrappers and settings, stepped by an engine."""
 
     measure = "return"
 
@@ -73,60 +70,46 @@ class GymTask:
         setting: dict[str, Any] | None = None,
         envs: int = 1,
         world: World | None = None,
+        engine: str = "sync",
+        threads: int = 0,
     ) -> None:
-        self.env, self.name, self.kwargs, self.wrappers = env, name, kwargs or {}, list(wrappers)
-        self.setting = setting or {}
-        self.world = world or World()
-        self.shared: Interface | None = None
-        probe = self._own()
-        self._set(probe)
+        self.name, self.world, self.engine, self.threads = name, world or World(), engine, threads
+        self.make = Recipe(env, kwargs or {}, list(wrappers), setting or {})
+        probe = self.make.alone()
         with aside(0):  # what an environment cannot do, it should not do now
             probe.reset(seed=0)
             probe.action_space.seed(0)
             probe.step(probe.action_space.sample())
-        self.interface = Interface(probe.observation_space, probe.action_space, envs)
-        untouched = isinstance(probe, Symbols) and not self.wrappers
+        self.interface = self.make.own = Interface(probe.observation_space, probe.action_space, envs)
+        untouched = isinstance(probe, Symbols) and not self.make.wrappers
         self.best = 1.0 if untouched else None  # the largest possible return, where it is known
         probe.close()
+        if engine == "envpool":
+            pool.check(self.make)
 
-    # One environment.
+    @property
+    def shared(self) -> Interface | None:
+        """The spaces of the sequence, once it is known."""
+        return self.make.shared
 
-    def _own(self, render: bool = False) -> gymnasium.Env[Any, Any]:
-        extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
-        env = gymnasium.make(self.env, disable_env_checker=True, **{**self.kwargs, **extra})
-        mission = False
-        for use, options in self.wrappers:
-            if use == "mission":
-                mission = True
-            elif not isinstance(use, str):
-                env = use(env, **options)
-        if mission and not is_symbolic(env):
-            raise CrlError(f"wrappers: mission is a part of MiniGrid's observations, which {self.env} has not")
-        if is_symbolic(env):
-            env = Symbols(env, mission=mission)
-        elif not is_flat(env.observation_space):
-            env = Flat(env)
-        for use, options in self.wrappers:
-            if isinstance(use, str) and use != "mission":
-                env = BY_NAME[use](env, **options)  # type: ignore[assignment]
-        return env
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What is changed in the environment while it goes on."""
+        return self.make.setting
 
-    def make(self, render: bool = False) -> gymnasium.Env[Any, Any]:
-        """One copy, as the agent sees it."""
-        env: gymnasium.Env[Any, Any] = self._own(render)
-        if self.shared is not None and not self._agrees(self.shared):
-            env = Joined(env, self.shared.observation, self.shared.action)
-        self._set(env)
-        return env
+    def _copies(self, copies: int, seed: int) -> Engine:
+        """Copies for evaluating and looking: here, or in C++."""
+        return (
+            Pool(self.make, copies, seed, self.threads) if self.engine == "envpool" else Sync(self.make, copies, seed)
+        )
 
-    def _set(self, env: gymnasium.Env[Any, Any]) -> None:
-        for name, value in self.setting.items():
-            if not hasattr(env.unwrapped, name):
-                raise CrlError(f"change: {self.env} has no attribute {name!r}")
-            setattr(env.unwrapped, name, value)
-
-    def _agrees(self, shared: Interface) -> bool:
-        return self.interface.observation == shared.observation and self.interface.action == shared.action
+    def _training(self, seed: int) -> Engine:
+        copies = self.interface.envs
+        if self.engine == "envpool":
+            return Pool(self.make, copies, seed, self.threads)
+        if self.engine == "async":
+            return Async(self.make, copies, seed, self.setting, self.threads)
+        return Sync(self.make, copies, seed, self.setting)
 
     # The walk's side.
 
@@ -134,7 +117,7 @@ class GymTask:
         """Step, let the agent observe and update, and report every so often."""
         world = self.world
         engine = self._engine(visit)
-        stride = getattr(agent, "stride", 1) * len(engine.envs)
+        stride = getattr(agent, "stride", 1) * engine.copies
         every = stride * math.ceil(TICK / stride)
         tally = Tally()
         obs = engine.obs
@@ -163,11 +146,11 @@ class GymTask:
             engine.close()
             world.engine = None
 
-    def _engine(self, visit: Visit) -> Sync:
+    def _engine(self, visit: Visit) -> Engine:
         world = self.world
         if world.engine is None:
             world.seed = visit.seed
-            world.engine = Sync(self.make, self.interface.envs, visit.seed, self.setting)
+            world.engine = self._training(visit.seed)
             world.engine.reset()
             world.returns = np.zeros(self.interface.envs)
             world.lengths = np.zeros(self.interface.envs, dtype=np.int64)
@@ -179,11 +162,11 @@ class GymTask:
 
     def evaluate(self, agent: Agent, seed: int, episodes: int, greedy: bool) -> Score:
         """Mean return over a fixed number of episodes of each copy, so that short episodes are not favoured."""
-        copies = min(episodes, 16)
+        copies = min(episodes, 64 if self.engine == "envpool" else 16)
         quota = [episodes // copies + (copy < episodes % copies) for copy in range(copies)]
         returns: list[list[float]] = [[] for _ in range(copies)]
         lengths: list[list[int]] = [[] for _ in range(copies)]
-        engine = Sync(self.make, copies, seed)
+        engine = self._copies(copies, seed)
         try:
             with aside(derive(seed, copies)), facing(agent, self):
                 obs, carry = engine.reset(), None
@@ -210,7 +193,7 @@ class GymTask:
 
     def sample(self, agent: Agent, seed: int, size: int) -> Experience:
         """At least `size` transitions, of the agent acting as in training, stacked as (time, copies, ...)."""
-        engine = Sync(self.make, self.interface.envs, seed)
+        engine = self._copies(self.interface.envs, seed)
         rows: list[Experience] = []
         try:
             with aside(derive(seed, size)), facing(agent, self):
@@ -282,7 +265,7 @@ class GymTask:
             return
         world.seed, world.steps, world.carry = state["seed"], state["steps"], state["carry"]
         world.returns, world.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
-        world.engine = Sync(self.make, self.interface.envs, world.seed)
+        world.engine = self._training(world.seed)
         world.engine.load_state_dict(state["engine"])
 
 
@@ -303,38 +286,8 @@ def join(tasks: Sequence[GymTask]) -> Interface:
     action = shared_action([task.interface.action for task in tasks], [task.name for task in tasks])
     shared = Interface(observation, action, tasks[0].interface.envs)
     for task in tasks:
-        task.shared = shared
+        task.make.shared = shared
     return shared
-
-
-def find(env: str) -> None:
-    """Import what registers an id, and say in one line why an id is not to be had."""
-    module, _, name = env.rpartition(":")
-    package, extra = next((found for start, found in REGISTERED_BY.items() if name.startswith(start)), ("", ""))
-    for needed in filter(None, (module, package)):
-        try:
-            importlib.import_module(needed)
-        except Exception as error:
-            if needed == package and isinstance(error, ImportError):
-                raise CrlError(f'{name} needs an extra: pip install "{extra}"') from None
-            raise CrlError(f"cannot import {needed!r}: {brief(error)}") from error
-    try:
-        gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        near = nearest(name)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; `crl list envs` shows the installed ones"
-        reason = "unknown environment" if "doesn't exist" in str(error) else brief(error).partition(": ")[2]
-        raise CrlError(f"{reason} {name!r}{hint}" if reason == "unknown environment" else f"{reason}{hint}") from None
-
-
-def nearest(name: str) -> list[str]:
-    """Registered ids that look like `name`."""
-    import difflib
-
-    importlib.import_module("minigrid")
-    ids = list(gymnasium.registry)
-    lower = {identifier.lower(): identifier for identifier in ids}
-    return [lower[match] for match in difflib.get_close_matches(name.lower(), list(lower), 3, 0.6)]
 
 
 def build(**options: Any) -> GymTask:
@@ -343,7 +296,6 @@ def build(**options: Any) -> GymTask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are shown when it is made to be trained on
-            find(env)
             return GymTask(**options)
     except CrlError:
         raise
@@ -351,15 +303,11 @@ def build(**options: Any) -> GymTask:
         raise CrlError(f"{env} needs a package that is not installed: {brief(error)}") from None
     except gymnasium.error.DependencyNotInstalled as error:
         lines = re.findall(r"pip install [^`]+", str(error))
-        raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
+        line = lines[-1].replace("gymnasium[mujoco]", "crl[mujoco]") if lines else brief(error)
+        raise CrlError(f"{env} needs an extra: {line}") from None
     except Exception as error:  # an environment may fail in any way
         wrappers = [use if isinstance(use, str) else use.__name__ for use, _ in options.get("wrappers", ())]
         parts = {"kwargs": options.get("kwargs"), "wrappers": wrappers, "change": options.get("setting")}
         asked = ", ".join(f"{name} {part}" for name, part in parts.items() if part)
         said = brief(error).partition(" was raised from the environment creator")[0]
         raise CrlError(f"{env} cannot be made or stepped with {asked or 'its defaults'}: {said}") from error
-
-
-def mission(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """The wrapper of that name takes no options: it only lets MiniGrid's words be seen."""
-    return env

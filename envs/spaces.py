@@ -73,40 +73,49 @@ class Joined(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """The environment's own step, with the action remapped."""
-        if isinstance(self.own_action, spaces.Discrete):
-            action = int(self.own_action.start + action % self.own_action.n)
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(play(action, self.own_action))
         return join_observation(obs, self.own, self.observation_space), float(reward), terminated, truncated, info
 
 
+def play(action: Any, own: Space) -> Any:
+    """What an action of the shared space is to an environment, or many actions at once."""
+    if not isinstance(own, spaces.Discrete):
+        return action
+    played = own.start + action % own.n
+    return played if isinstance(action, np.ndarray) and action.ndim else int(played)
+
+
 def join_observation(obs: Array, own: Space, shared: Space) -> Array:
-    """One observation of the space `own` as one of the space `shared`."""
+    """One observation of the space `own` as one of the space `shared`, or rows of them."""
+    *rows, length = obs.shape
     if isinstance(shared, spaces.MultiDiscrete):
         assert isinstance(own, spaces.MultiDiscrete)
-        absent = (shared.nvec - 1).astype(shared.dtype)
-        absent[: len(obs)] = obs
+        absent = np.empty((*rows, len(shared.nvec)), dtype=shared.dtype)
+        absent[...] = shared.nvec - 1
+        absent[..., :length] = obs
         return absent
     if isinstance(own, spaces.MultiDiscrete):
         obs = one_hot(obs, own)
+        length = obs.shape[-1]
     assert shared.shape is not None
-    if shared.shape[0] == len(obs):
+    if shared.shape[0] == length:
         return np.asarray(obs, dtype=np.float32)
     width = shared.shape[0] // 2
-    out = np.zeros(2 * width, dtype=np.float32)
-    out[: len(obs)] = obs
-    out[width : width + len(obs)] = 1.0
+    out = np.zeros((*rows, 2 * width), dtype=np.float32)
+    out[..., :length] = obs
+    out[..., width : width + length] = 1.0
     return out
 
 
 def one_hot(obs: Array, space: spaces.MultiDiscrete) -> Array:
-    """Categories as numbers.
+    """Categories as numbers, of one observation or of rows of them.
 
     >>> one_hot(np.array([1, 0]), spaces.MultiDiscrete([2, 3])).tolist()
     [0.0, 1.0, 1.0, 0.0, 0.0]
     """
     first = np.concatenate([[0], np.cumsum(space.nvec)[:-1]]).astype(np.int64)
-    out = np.zeros(int(space.nvec.sum()), dtype=np.float32)
-    out[first + obs] = 1.0
+    out = np.zeros((*obs.shape[:-1], int(space.nvec.sum())), dtype=np.float32)
+    np.put_along_axis(out, first + obs, 1.0, -1)
     return out
 
 

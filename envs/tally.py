@@ -25,8 +25,9 @@ class Tally:
 
     def episodes(self, returns: Array, lengths: Array) -> None:
         """Take in the episodes that ended at a step."""
-        for value, length in zip(returns, lengths, strict=True):
-            self.add({"train/return": value, "train/length": length})
+        for name, values in (("train/return", returns), ("train/length", lengths)):
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.sum())
+            self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def numbers(self) -> dict[str, float]:
         """The means."""

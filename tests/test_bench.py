@@ -10,18 +10,28 @@ import torch
 import yaml
 from torch import nn
 
+from agents import layers
 from crl import named
-from crl.bench import curvature, methods, rl, studies, study, supervised
+from crl.bench import curvature, methods, rl, studies, study, supervised, tables
 from crl.core import CrlError
 
 
-@pytest.mark.parametrize("side", ["bare", "suite"])
-@pytest.mark.parametrize("agent", ["ppo", "dqn"])
-def test_both_sides_of_the_walks_bench_run(side: str, agent: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("side", "agent"), [("bare SB3", "ppo"), ("bare SB3", "dqn"), ("sync", "ppo"), ("sync", "dqn"), ("one file", "ppo")]
+)
+def test_the_sides_of_the_walks_bench_run(
+    side: str, agent: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     env = "MiniGrid-Empty-5x5-v0" if agent == "ppo" else "CartPole-v1"
-    rl.child(side, agent, env, 2_048 if agent == "ppo" else 1_600)
+    settings = rl.DQN if agent == "dqn" else {**rl.PPO, "n_steps": 64}
+    case = {"agent": agent, "env": env, "envs": 16, "settings": settings, "width": 8, "threads": 1, "steps": 1_600}
+    monkeypatch.setattr(rl, "CASES", (case,))
+    monkeypatch.setattr(layers, "MANY", layers.MANY)  # which bare SB3 goes without
+    threads = torch.get_num_threads()
+    rl.one(0, side)
+    torch.set_num_threads(threads)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["steps_per_second"] > 0 and figures["peak_mib"] > 0
+    assert figures["steps_per_second"] > 0 and figures["peak_mib"] > 0 and figures["steps"] >= 1_024
 
 
 def small() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
@@ -104,13 +114,8 @@ def test_a_missing_peer_of_the_supervised_bench_is_one_line() -> None:
         supervised.main()
 
 
-@pytest.mark.parametrize("name", [*studies.STUDIES, "methods", "supervised"])
-def test_the_readmes_tables_are_those_of_the_published_results(name: str) -> None:
-    root = Path(__file__).resolve().parent.parent
-    published = root / "crl" / "bench" / "results" / f"{name}.json"
-    if not published.exists():
-        pytest.skip("no results of this study are published yet")
-    result = json.loads(published.read_text())
-    tables = {"methods": methods.table, "supervised": supervised.table}
-    shown = tables[name](result) if name in tables else study.table(studies.STUDIES[name](), result)
-    assert shown in (root / "README.md").read_text()
+def test_the_readmes_tables_are_those_of_the_published_results() -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    shown = {name for _, name, _ in tables.MARKED.findall(readme)}
+    assert shown == {path.stem for path in tables.RESULTS.glob("*.json")}
+    assert tables.fill(readme) == readme, "python -m crl.bench.tables README.md"

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -164,24 +164,27 @@ def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2
         raise CrlError("bench curvature compares with curvlinops: pip install curvlinops-for-pytorch")
     version = importlib.import_module("importlib.metadata").version("curvlinops-for-pytorch")
     results = [measure(case, pairs, threads, device) for case in CASES]
-    if as_json:
-        processor, python = platform.processor() or platform.machine(), platform.python_version()
-        machine = {"processor": processor, "python": python, "threads": threads, "device": device}
-        head = {"machine": machine, "torch": torch.__version__, "curvlinops": version, "pairs": pairs}
-        return json.dumps({**head, "results": results}, indent=1)
-    lines = [f"Hessian, {pairs} pairs, {threads} threads on {device}, curvlinops {version}: median (min to max)"]
-    for result in results:
-        lines.append(f"{result['case']} (asked for: {result['mark']}x)")
-        for side, runs in result["runs"].items():
-            spent = _spread([run["seconds"] for run in runs], "s")
-            memory = _spread([run["megabytes"] for run in runs], "MB")
-            ratio = f"  {_spread(result['ratios'][side], 'x crl')}" if side != "crl" else ""
-            lines.append(f"  {side:<24} {spent:<28} {memory:<28}{ratio}")
+    processor, python = platform.processor() or platform.machine(), platform.python_version()
+    machine = {"processor": processor, "python": python, "threads": threads, "device": device}
+    head = {"machine": machine, "torch": torch.__version__, "curvlinops": version, "pairs": pairs}
+    result = {**head, "results": results}
+    return json.dumps(result, indent=1) if as_json else table(result)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: medians, and ratios with their spread."""
+    lines = ["| | seconds | MB | time, theirs / crl: median (min to max) |", "|---|---|---|---|"]
+    for found in result["results"]:
+        lines.append(f"| **{found['case']}** | | | |")
+        for side, runs in found["runs"].items():
+            seconds, memory = (statistics.median(run[name] for run in runs) for name in ("seconds", "megabytes"))
+            ratio = _spread(found["ratios"][side]) if side in found["ratios"] else ""
+            lines.append(f"| {side} | {seconds:.1f} | {memory:,.0f} | {ratio} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 
-def _spread(values: list[float], unit: str) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}) {unit}"
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""What the walk costs: bare Stable-Baselines3 and `crl train`, the same environment, settings and steps, in turns.
+"""What the walk costs, and what engines gain: the same environment, settings and steps on every side, in turns.
 
 Each run is a process of its own. Its clock starts after the imports: bare SB3 runs `learn()` on its own vector of
-monitored environments; the suite runs the whole walk with its default logging, checkpoints and TensorBoard.
-Evaluation is set to one episode, since bare SB3 has none.
+monitored environments, the single file is a PPO without anything around it; the suite runs the whole walk with its
+default logging, checkpoints and TensorBoard. Evaluation is set to one episode, since the peers have none.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
+import os
 import platform
 import resource
 import statistics
@@ -16,42 +18,71 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from crl import build, config, run
+from crl.core import CrlError
 
-ENVS = 16
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"learning_rate": 5e-4, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01},
-    "dqn": {"learning_starts": 1_000, "buffer_size": 50_000, "batch_size": 64, "train_freq": 1, "gradient_steps": 2},
-}
-CASES = (  # agent, environment, and the share of --steps that it runs
-    ("ppo", "MiniGrid-DoorKey-5x5-v0", 1.0),
-    ("ppo", "CartPole-v1", 2.0),
-    ("dqn", "MiniGrid-DoorKey-5x5-v0", 0.4),
+PPO = {"learning_rate": 5e-4, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01}
+DQN = {"learning_starts": 1_000, "buffer_size": 50_000, "batch_size": 64, "train_freq": 1, "gradient_steps": 2}
+GRID = "MiniGrid-DoorKey-5x5-v0"
+FAST = {**PPO, "learning_rate": 1.5e-3, "n_steps": 64, "batch_size": 2_048}  # those of configs/minigrid_fast.yaml
+SHARE = {"async": 0.5, "envpool": 3.0}  # steps of a run beside the other sides', so that each takes some seconds
+
+
+def _case(name: str, sides: tuple[str, ...], steps: int, envs: int, **other: Any) -> dict[str, Any]:
+    own = {"agent": "ppo", "env": GRID, "settings": PPO, "width": 64, "threads": 2}
+    return {"name": name, "sides": sides, "steps": steps, "envs": envs, **own, **other}
+
+
+def _large(envs: int) -> dict[str, Any]:
+    """Minibatches of a quarter of a rollout, at most 2,048."""
+    return {**PPO, "batch_size": min(2_048, envs * 32)}
+
+
+PAIR = ("sync", "bare SB3")
+PEERS = ("envpool", "sync", "bare SB3", "one file")
+CASES = (
+    _case("PPO, MiniGrid-DoorKey-5x5, 16 copies", PAIR, 60_000, 16, threads=1),
+    _case("PPO, CartPole, 16 copies", PAIR, 120_000, 16, env="CartPole-v1", threads=1),
+    _case("DQN, MiniGrid-DoorKey-5x5, 16 copies", PAIR, 30_000, 16, agent="dqn", settings=DQN, threads=1),
+    _case("PPO, `minigrid_fast` (256 copies, minibatches of 2,048)", PEERS, 98_304, 256, settings=FAST),
+    *(
+        _case(f"PPO, DoorKey, copies: {envs}", (*PEERS[:2], "async", *PEERS[2:]), steps, envs, settings=_large(envs))
+        for envs, steps in ((1, 8_192), (16, 32_768), (64, 49_152), (512, 65_536))
+    ),
+    *(
+        _case(f"PPO, DoorKey, 64 copies, width: {width}", PEERS, 32_768, 64, settings=_large(64), width=width)
+        for width in (256, 1_024)
+    ),
 )
 
 
-def bare(agent: str, env: str, steps: int) -> None:
+def bare(case: Mapping[str, Any], steps: int) -> None:
     """Stable-Baselines3 alone, used as its documentation does."""
     sb3 = importlib.import_module("stable_baselines3")
     vectors = importlib.import_module("stable_baselines3.common.env_util")
-    nets, agents = importlib.import_module("agents.layers"), importlib.import_module("agents.given")
-    task = importlib.import_module("envs.gym").build(env=env, name=env, envs=ENVS)
-    kwargs = importlib.import_module("agents.options").policy_kwargs(task.interface, {}, {})
-    vector = vectors.make_vec_env(task.make, n_envs=ENVS, seed=0)
+    nets: Any = importlib.import_module("agents.layers")
+    agents = importlib.import_module("agents.given")
+    task = importlib.import_module("envs.gym").build(env=case["env"], name="bare", envs=case["envs"])
+    nets.MANY = sys.maxsize  # all one-hot rows are written out: that equal ones are shared is ours
+    net = {"hidden": [case["width"]] * 2}
+    kwargs = importlib.import_module("agents.options").policy_kwargs(task.interface, net, {})
+    vector = vectors.make_vec_env(task.make, n_envs=case["envs"], seed=0)
     if kwargs.get("features_extractor_class") is nets.OneHot:
         vector.observation_space = agents.stored(task.interface.observation)
-    algorithm = {"ppo": sb3.PPO, "dqn": sb3.DQN}[agent]
-    algorithm("MlpPolicy", vector, seed=0, device="cpu", policy_kwargs=kwargs, **SETTINGS[agent]).learn(steps)
+    algorithm = {"ppo": sb3.PPO, "dqn": sb3.DQN}[case["agent"]]
+    algorithm("MlpPolicy", vector, seed=0, device="cpu", policy_kwargs=kwargs, **case["settings"]).learn(steps)
 
 
-def suite(agent: str, env: str, steps: int) -> None:
+def suite(case: Mapping[str, Any], steps: int, engine: str) -> None:
     """The same as one visit of a walk."""
     data = {
-        "tasks": [{"env": env, "steps": steps}],
-        "agent": {"use": agent, **SETTINGS[agent]},
-        "engine": {"envs": ENVS},
+        "tasks": [{"env": case["env"], "steps": steps}],
+        "agent": {"use": case["agent"], "net": {"hidden": [case["width"]] * 2}, **case["settings"]},
+        "engine": {"kind": engine, "envs": case["envs"], "threads": case["threads"]},
+        "threads": case["threads"],
         "evaluation": {"episodes": 1},
         "monitors": [],
     }
@@ -59,49 +90,85 @@ def suite(agent: str, env: str, steps: int) -> None:
         run.train(data, out=folder)
 
 
-def child(side: str, agent: str, env: str, steps: int) -> None:
-    """One timed run; prints its figures as JSON."""
-    build.build(config.read({"tasks": [{"env": env, "steps": 1}], "agent": agent}))  # every import, before the clock
-    importlib.import_module("torch.utils.tensorboard")
-    importlib.import_module("matplotlib.figure")
+def one(number: int, side: str, steps: int = 0) -> None:
+    """One timed run, of whole rollouts; prints its figures as JSON."""
+    case = CASES[number]
+    rollout = case["envs"] * case["settings"].get("n_steps", 1)
+    steps = max(1, round((steps or case["steps"]) * SHARE.get(side, 1.0) / rollout)) * rollout
+    first = {"tasks": [{"env": case["env"], "steps": 1}], "agent": case["agent"], "threads": case["threads"]}
+    build.build(config.read(first))  # every import, before the clock, and the number of threads
+    for module in ("torch.utils.tensorboard", "matplotlib.figure", "crl.bench.single_file"):
+        importlib.import_module(module)
     wall, cpu = time.perf_counter(), time.process_time()
-    {"bare": bare, "suite": suite}[side](agent, env, steps)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"steps_per_second": steps / wall, "cpu_seconds": cpu, "peak_mib": peak}))
-
-
-def compare(agent: str, env: str, steps: int, pairs: int) -> dict[str, Any]:
-    """Both sides in turns; the ratio of each pair, so that a drifting machine does not decide."""
-    sides: dict[str, list[dict[str, float]]] = {"bare": [], "suite": []}
-    for pair in range(pairs):
-        for side in ("bare", "suite") if pair % 2 == 0 else ("suite", "bare"):
-            code = f"from crl.bench.rl import child; child({side!r}, {agent!r}, {env!r}, {steps})"
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise RuntimeError(done.stderr)
-            sides[side].append(json.loads(done.stdout.splitlines()[-1]))
-            rate = sides[side][-1]["steps_per_second"]
-            print(f"{agent} {env} pair {pair + 1}/{pairs} {side}: {rate:,.0f} steps/s", file=sys.stderr)
-    speeds = {side: [figures["steps_per_second"] for figures in found] for side, found in sides.items()}
-    ratios = [b / s for b, s in zip(speeds["bare"], speeds["suite"], strict=True)]
-    return {"agent": agent, "env": env, "steps": steps, "runs": sides, "time_ratio": ratios}
-
-
-def main(pairs: int = 5, steps: int = 100_000, as_json: bool = False) -> str:
-    """All cases, as a table or JSON."""
-    results = [compare(agent, env, int(share * steps), pairs) for agent, env, share in CASES]
-    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    if as_json:
-        return json.dumps({"machine": machine, "results": results}, indent=2)
-    lines = [f"{'':<32}{'bare SB3':>12}{'crl train':>12}   time crl/bare: median (min to max), {pairs} pairs"]
-    for result in results:
-        middle = {s: statistics.median(f["steps_per_second"] for f in found) for s, found in result["runs"].items()}
-        ratios = result["time_ratio"]
-        lines.append(
-            f"{result['agent']} {result['env']:<28}{middle['bare']:>12,.0f}{middle['suite']:>12,.0f}   "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    if side == "bare SB3":
+        bare(case, steps)
+    elif side == "one file":
+        make = importlib.import_module("envs.gym").build(env=case["env"], name="one", envs=1).make
+        importlib.import_module("crl.bench.single_file").train(
+            make, case["envs"], steps, case["width"], **case["settings"]
         )
+    else:
+        suite(case, steps, side)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + children.ru_maxrss) / 1024
+    found = {"steps_per_second": steps / wall, "steps": steps, "peak_mib": peak}
+    print(json.dumps({**found, "cpu_seconds": cpu + children.ru_utime + children.ru_stime}))
+
+
+def measure(number: int, pairs: int, steps: int) -> dict[str, Any]:
+    """Every side in turns, so often; the ratio of each pair, so that a drifting machine does not decide."""
+    case = CASES[number]
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in case["sides"]}
+    for turn in range(pairs):
+        for side in case["sides"] if turn % 2 == 0 else case["sides"][::-1]:
+            command = [sys.executable, "-W", "ignore", "-m", "crl.bench.rl", str(number), side, str(steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr.strip() or "no word").splitlines()[-1]
+                raise CrlError(f"bench: {side} on {case['name']}: {said}")
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            rate = found[side][-1]["steps_per_second"]
+            print(f"{case['name']}: {side} {rate:,.0f} steps/s", file=sys.stderr, flush=True)
+    speeds = {side: [run["steps_per_second"] for run in runs] for side, runs in found.items()}
+    first, *others = case["sides"]
+    ratios = {
+        side: [ours / theirs for ours, theirs in zip(speeds[first], speeds[side], strict=True)] for side in others
+    }
+    return {**{key: value for key, value in case.items() if key != "sides"}, "runs": found, "ratios": ratios}
+
+
+def main(pairs: int = 3, steps: int = 0, as_json: bool = False) -> str:
+    """All cases, as a table or JSON; `steps` shortens every run."""
+    if importlib.util.find_spec("envpool") is None:
+        raise CrlError('bench rl compares engines, and needs an extra: pip install "crl[fast]"')
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    names = ("torch", "stable-baselines3", "envpool", "gymnasium", "minigrid")
+    version = importlib.import_module("importlib.metadata").version
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    results = [measure(number, pairs, steps) for number in range(len(CASES))]
+    result = {"machine": machine, "versions": versions, "pairs": pairs, "results": results}
+    return json.dumps(result, indent=1) if as_json else table(result)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: medians, and how many times as fast the first side is as the others, with the spread."""
+    lines = ["| | steps/s | CPU seconds per 100,000 steps | peak MiB | times as fast as this: median (min to max) |"]
+    lines.append("|---|---|---|---|---|")
+    for found in result["results"]:
+        lines.append(f"| **{found['name']}** | | | | |")
+        for side, runs in found["runs"].items():
+            middle = {name: statistics.median(run[name] for run in runs) for name in ("steps_per_second", "peak_mib")}
+            cpu = statistics.median(run["cpu_seconds"] / run["steps"] * 1e5 for run in runs)
+            ratio = _spread(found["ratios"][side]) if side in found["ratios"] else ""
+            own = f"| {side} | {middle['steps_per_second']:,.0f} | {cpu:.1f} | {middle['peak_mib']:,.0f} | {ratio} |"
+            lines.append(own.replace("|  |", "| |"))
     return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    one(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from crl.bench.study import Arm, Column, Study
 from crl.opened import Run, visit_areas
 
 LAST = 4  # visits
+INSIDE_ANT = {
+    "dead": "dormant/actor/dead",
+    "dead_critic": "dormant/critic/dead",
+    "erank": "erank/actor/hidden-1/effective_rank",
+    "erank_critic": "erank/critic/hidden-1/effective_rank",
+    "hessian": "hessian/actor/epsilon_rank_0.001",
+}
 EARLY, LATE = slice(5, 15), slice(-10, None)  # tasks of Permuted MNIST: after the first few, and the last
 
 
@@ -66,6 +74,25 @@ def online(run: Run) -> dict[str, float]:
     early, last = float(areas[EARLY].mean()), float(areas[LATE].mean())
     tasks = {f"task_{i}": float(area) for i, area in enumerate(areas, start=1)}
     return {"early": early, "late": last, "slope": float(10 * slope), **numbers, **ranks, **tasks}
+
+
+def walking(run: Run) -> dict[str, Any]:
+    """Slippery Ant, visit by visit: returns, what of them is no survival, and what is left inside before and after."""
+    numbers: dict[str, Any] = {}
+    order = [run.tasks.index(visit["task"]) for visit in run.manifest["visits"]]
+    for i, column in enumerate(order, start=1):
+        mine = [r for r in run.records if r.visit == i]
+        curve = {name: [float(r.value) for r in mine if r.name == name] for name in ("train/return", "train/length")}  # type: ignore[arg-type]
+        walked = np.subtract(curve["train/return"], curve["train/length"])  # a step survived is worth 1
+        numbers |= {f"return_{i}": float(run.matrix[i, column]), f"walked_{i}": float(np.mean(walked[-10:]))}
+        numbers |= {f"curve_{i}": np.round(curve["train/return"], 1).tolist()}
+        numbers |= {f"curve_walked_{i}": np.round(walked, 1).tolist()}
+        for short, name in INSIDE_ANT.items():
+            found = {r.phase: float(r.value) for r in mine if r.name == name}  # type: ignore[arg-type]
+            numbers |= {f"{short}_{i}_{phase}": value for phase, value in found.items()}
+    last = len(order)
+    own = {"return": numbers[f"return_{last}"], "walked": numbers[f"walked_{last}"]}
+    return {**own, "dead": numbers[f"dead_{last}_end"], "erank": numbers[f"erank_{last}_end"], **numbers}
 
 
 RETURNS = (Column("first", "first two visits"), Column("last", f"last {LAST} visits"))
@@ -176,5 +203,22 @@ STUDIES: dict[str, Callable[[], Study]] = {
             Column("erank", "effective rank of the last layer", 1),
         ),
         differences=(("L2-ER", "SGD"),),
+    ),
+    "slippery_ant": lambda: Study(
+        "papers/slippery_ant_short",
+        {
+            "plain": Arm(),
+            "L2-ER": Arm(
+                [{"use": "l2_er", "l2": 1e-3, "lr": 1e-6, "every": "epoch", "samples": 2048}],
+                {"agent.optimizer.betas": [0.99, 0.99]},  # as the paper has it, of all but plain backpropagation
+            ),
+        },
+        walking,
+        (
+            Column("return", "return on the last friction, at the end"),
+            Column("walked", "of which walked, less its costs"),
+            Column("dead", "dead units at the end, actor", 3),
+            Column("erank", "effective rank at the end, actor", 1),
+        ),
     ),
 }

@@ -5,22 +5,19 @@ Runs go to a folder, and those that are finished are not run again, so a study c
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from crl import config
 from crl.core import CrlError
 from crl.opened import Run
+from crl.seeds import Walk, walk
 from crl.stats import bootstrap
 
 
@@ -56,13 +53,18 @@ class Study:
 
 def main(name: str, study: Study, seeds: int = 5, out: str = "runs/study", jobs: int = 0, as_json: bool = False) -> str:
     """Run what is missing, `jobs` at once (by default as many as there are cores), and show the table."""
-    wanted = [(arm, seed) for seed in range(seeds) for arm in study.arms]
     folder = Path(out) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        for arm, seed in pool.map(lambda one: _run(study, folder, *one), wanted):
-            print(f"{name}: {arm}, seed {seed}", file=sys.stderr, flush=True)
-    found = {arm: [study.numbers(Run(_place(study, folder, arm, seed))) for seed in range(seeds)] for arm in study.arms}
+    walks = {
+        (arm, seed): Walk(f"{arm}, seed {seed}", _spec(study, arm, seed), folder / arm)
+        for seed in range(seeds)
+        for arm in study.arms
+    }
+    walk([*walks.values()], jobs or os.cpu_count() or 1, verbosity=0)
+    for one in walks.values():
+        if one.why:
+            raise CrlError(f"{one.name}: {one.why}; the same command goes on from there")
+    done = {key: Run(one.folder.path) for key, one in walks.items()}
+    found = {arm: [study.numbers(done[arm, seed]) for seed in range(seeds)] for arm in study.arms}
     result = {"study": name, "seeds": seeds, "arms": found}
     return json.dumps(result, indent=1) if as_json else table(study, result)
 
@@ -71,30 +73,6 @@ def _spec(study: Study, arm: str, seed: int) -> config.Experiment:
     own = study.arms[arm]
     named = [("name", Path(study.config).name), ("seed", seed), ("methods", own.methods)]
     return config.read(study.config, [*named, *study.changes.items(), *own.changes.items()])
-
-
-def _place(study: Study, folder: Path, arm: str, seed: int) -> Path:
-    spec = _spec(study, arm, seed)
-    return folder / arm / spec.name / spec.label / f"seed-{seed}"
-
-
-def _run(study: Study, folder: Path, arm: str, seed: int) -> tuple[str, int]:
-    """One run in a process of its own, unless it is there; one that was stopped goes on."""
-    place = _place(study, folder, arm, seed)
-    manifest = place / "manifest.json"
-    status = json.loads(manifest.read_text())["status"] if manifest.exists() else ""
-    if status == "finished":
-        return arm, seed
-    source = folder / f"{arm}-{seed}.yaml"
-    spec = _spec(study, arm, seed)
-    source.write_text(yaml.safe_dump(spec.plain()), encoding="utf-8")
-    sequence = "--data-seq" if spec.stream else "--env-seq"
-    anew = ["train", sequence, str(source), "--out", str(folder / arm), "--overwrite"]
-    again = status in ("interrupted", "running") and any((place / "checkpoints").glob("*.pt"))
-    command = [sys.executable, "-m", "crl", *(["resume", str(place)] if again else anew), "-q"]
-    if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
-        raise CrlError(f"{arm}, seed {seed}, did not end, and has said why; the same command goes on from there")
-    return arm, seed
 
 
 def table(study: Study, result: dict[str, Any]) -> str:

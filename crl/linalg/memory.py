@@ -44,16 +44,18 @@ def needed(problem: Problem, steps: int) -> int:
 
 def graph(problem: Problem, samples: int) -> int:
     """Bytes that a gradient's graph of so many samples keeps."""
-    seen: dict[int, int] = {}
+    kept: list[Tensor] = []  # beside the graph, not in it: a node that held its own output would never be freed
 
-    def weigh(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> int:
+        kept.append(tensor)
+        return len(kept) - 1
 
     own = {p.untyped_storage().data_ptr() for p in problem.parameters.values()}
     batch = rows(problem.batch, 0, samples)
-    with torch.enable_grad(), steady(problem.module), torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+    with torch.enable_grad(), steady(problem.module), torch.autograd.graph.saved_tensors_hooks(keep, kept.__getitem__):
         loss = problem.objective(problem.outputs(batch), batch)
         gradient = torch.autograd.grad(loss, list(problem.parameters.values()), create_graph=True, allow_unused=True)
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     del gradient
-    return sum(size for place, size in seen.items() if place not in own)
+    kept.clear()
+    return sum(size for place, size in held.items() if place not in own)

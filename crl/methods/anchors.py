@@ -25,6 +25,7 @@ class Anchored(Penalty):
     family = MEMORY
     needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "prepare", "outputs")
     needs_boundaries = True
+    samples_tasks = True
     memory: ClassVar[tuple[str, ...]] = ("anchors",)
 
     def __init__(self, strength: float, samples: int = 512) -> None:
@@ -173,6 +174,7 @@ class SI(Anchored):
     """
 
     needs = ("model", "optimizers")
+    samples_tasks = False
     memory: ClassVar[tuple[str, ...]] = ("anchors", "path", "start")
 
     def __init__(self, strength: float = 1.0, xi: float = 0.1) -> None:

@@ -60,6 +60,7 @@ class Method:
     one_head: ClassVar[bool] = False  # whether heads per task are refused
     blind: ClassVar[bool] = False  # whether it never looks at gradients, which a step that is written out does not keep
     names_tasks: ClassVar[bool] = False  # whether it answers by a task's name
+    samples_tasks: ClassVar[bool] = False  # whether it draws experience of the task that is being left
     idle: ClassVar[Mapping[str, Any]] = {}  # the options with which it changes nothing
 
     agent: Any

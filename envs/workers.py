@@ -1,0 +1,125 @@
+"""Copies stepped in several processes at once: the same episodes as in one, bit for bit, each worker having its share.
+
+It pays where a step takes longer than a message to another process does, about 50 microseconds: MuJoCo, pixels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import numpy as np
+
+from crl.core import Array, CrlError, State, brief
+from envs.engines import Env, Step, Sync
+
+
+class Async:
+    """`copies` environments in `workers` processes (0: as many as there are cores)."""
+
+    def __init__(
+        self,
+        make: Callable[[], Env],
+        copies: int,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.copies = copies
+        shares = np.array_split(np.arange(copies), min(workers or os.cpu_count() or 1, copies))
+        self.shares = [slice(int(share[0]), int(share[-1]) + 1) for share in shares]
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, which do not survive it
+        self.pipes: list[Connection] = []
+        processes: list[SpawnProcess] = []
+        for share in self.shares:
+            ours, theirs = context.Pipe()
+            what = pickle.dumps((make, share.stop - share.start, seed, dict(settings or {}), share.start))
+            processes.append(context.Process(target=_serve, args=(theirs, what), daemon=True))
+            processes[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+        self._end = weakref.finalize(self, _stop, self.pipes, processes)
+        self.obs: Array = np.empty(0)
+
+    def reset(self) -> Array:
+        """Begin an episode in every copy."""
+        self.obs = np.concatenate(self._ask("reset"))
+        return self.obs
+
+    def step(self, actions: Array) -> Step:
+        """Step every copy once; one whose episode ends begins its next."""
+        found = self._ask("step", [(actions[share],) for share in self.shares])
+        step = Step(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        self.obs = step.obs
+        return step
+
+    def change(self, name: str, value: Any) -> None:
+        """Set an attribute of every copy; the episodes go on."""
+        self._ask("change", [(name, value)] * len(self.pipes))
+
+    def state_dict(self) -> State:
+        """Each worker's own."""
+        return {"workers": self._ask("state_dict")}
+
+    def load_state_dict(self, state: State) -> None:
+        """The inverse of `state_dict`."""
+        self.obs = np.concatenate(self._ask("restore", [(part,) for part in state["workers"]]))
+
+    def close(self) -> None:
+        """Close every copy, and end the workers."""
+        self._end()
+
+    def _ask(self, what: str, arguments: Sequence[tuple[Any, ...]] = ()) -> list[Any]:
+        """Have every worker do something at once; what each answers."""
+        try:
+            for i, pipe in enumerate(self.pipes):
+                pipe.send_bytes(pickle.dumps((what, arguments[i] if arguments else ())))
+            answers = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]  # noqa: S301  # our own process
+        except (EOFError, ConnectionError):
+            raise CrlError("engine: a worker process has ended, perhaps for want of memory; use fewer envs") from None
+        for problem, _ in answers:
+            if problem:
+                raise RuntimeError(f"an environment failed in a worker process: {problem}")
+        return [answer for _, answer in answers]
+
+
+def _serve(pipe: Connection, what: bytes) -> None:
+    """A worker's life: do what is asked until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the walk, which ends at a safe point
+    engine: Sync | None = None
+    while True:
+        try:
+            name, arguments = pickle.loads(pipe.recv_bytes())  # noqa: S301  # our own process
+        except (EOFError, OSError):
+            break
+        try:
+            if engine is None:
+                make, copies, seed, settings, first = pickle.loads(what)  # noqa: S301
+                engine = Sync(make, copies, seed, settings, first)
+            answer = _restore(engine, *arguments) if name == "restore" else getattr(engine, name)(*arguments)
+            pipe.send_bytes(pickle.dumps(("", tuple(answer) if isinstance(answer, Step) else answer)))
+        except Exception as error:
+            pipe.send_bytes(pickle.dumps((brief(error), None)))
+    if engine is not None:
+        engine.close()
+
+
+def _restore(engine: Sync, state: State) -> Array:
+    engine.load_state_dict(state)
+    return engine.obs
+
+
+def _stop(pipes: Sequence[Connection], processes: Sequence[SpawnProcess]) -> None:
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.join(5)
+        if process.is_alive():
+            process.terminate()

@@ -1,0 +1,241 @@
+"""Several seeds at once: each is the run that it would be alone, and none is lost or left behind."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import crl
+from crl.bars import Bars, Progress
+from crl.cli import main
+from crl.seeds import Seeds
+from crl.stats import iqm
+from crl.store import RunFolder
+from tests.test_resume import remembered
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(where: Path, steps: int = 128, **agent: Any) -> Path:
+    tasks = [{"env": "CartPole-v1", "steps": steps, "name": "one"},
+             {"env": "CartPole-v1", "steps": steps, "name": "two", "wrappers": ["permute_observation"]}]  # fmt: skip
+    data = {
+        "name": "walk",
+        "seed": 100,
+        "tasks": tasks,
+        "engine": {"envs": 2},
+        "agent": {"use": "ppo", "n_steps": 16, "batch_size": 16, "n_epochs": 1, "net": {"hidden": [4]}, **agent},
+        "monitors": ["norms"],
+        "evaluation": {"episodes": 1},
+    }
+    path = where / "walk.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Seeds]:
+    folder = tmp_path_factory.mktemp("seeds")
+    path = config(folder)
+    return path, folder, crl.train_seeds(path, 2, jobs=2, out=folder / "runs")
+
+
+def test_each_is_the_run_that_it_would_be_alone(several: tuple[Path, Path, Seeds]) -> None:
+    path, folder, seeds = several
+    assert [*seeds.runs] == [100, 101] and not seeds.failed
+    alone = crl.train(path, out=folder / "alone", seed=101)
+    assert remembered(seeds.runs[101]) == remembered(alone)
+    assert remembered(seeds.runs[100]) != remembered(alone)
+
+
+def test_finished_seeds_are_counted_and_another_config_is_refused(
+    several: tuple[Path, Path, Seeds], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder, seeds = several
+    command = ["train", "--env-seq", str(path), "--seeds", "2", "--out", str(folder / "runs")]
+    before = [run.path.joinpath("metrics.jsonl").stat().st_mtime_ns for run in seeds.runs.values()]
+    assert main(command) == 0
+    assert [run.path.joinpath("metrics.jsonl").stat().st_mtime_ns for run in seeds.runs.values()] == before
+    said = capsys.readouterr().out.splitlines()
+    assert said[:-1] == seeds.table().splitlines()[:-1] and "2 seeds (100, 101) in " in said[-1]
+    rows = {line.split("  ")[0]: line.split() for line in said if line}
+    mean = sum(run.matrix[-1].mean() for run in seeds.runs.values()) / 2
+    assert float(rows["average_performance"][1]) == pytest.approx(mean, abs=0.06)
+    assert {"forgetting", "backward_transfer", "at the end: one", "at the end: two"} <= set(rows)
+    assert rows["forgetting"][-2:] == ["–", "2"], "two seeds have no middle half"
+    assert main([*command, "--set", "tasks.1.steps=999"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "tasks.1.steps is 128 there and 999 here" in said[0] and "--overwrite" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--seeds", "0"], "seeds: 0 is too small"),
+        (["--jobs", "2"], "needs --seeds"),
+        (["--seeds", "2", "--agent", "pop"], "unknown 'pop'"),
+        (["--seeds", "2", "--seed", str(2**32 - 1)], "too large"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_begins_nothing(
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--env-seq", str(config(tmp_path)), "--out", str(tmp_path / "runs"), *more]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and words in said[0] and not (tmp_path / "runs").exists()
+
+
+def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path, use="tests.slow_agent.Slow", folder=str(tmp_path), fails=101, dies=102)
+    out = tmp_path / "runs"
+    assert main(["train", "--env-seq", str(path), "--seeds", "3", "--jobs", "3", "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    failed = [line for line in said.err.splitlines() if line.startswith("crl: ")]
+    assert len(failed) == 2 and "seed 102 failed: killed by SIGKILL" in failed[1]
+    assert "seed 101 failed: " in failed[0] and "badly" in failed[0]
+    assert "1 seed (100) in " in said.out
+    rest = out / "walk" / "Slow" / "seed-101.stderr"
+    assert str(rest) in failed[0] and "Traceback" in rest.read_text()
+    assert sorted(path.name for path in rest.parent.iterdir()) == [
+        "seed-100",
+        "seed-101",
+        "seed-101.stderr",
+        "seed-102",
+    ]
+
+
+# Stopped.
+
+
+def gone(number: int) -> bool:
+    """Whether a process has ended: it may still be there for an init that collects it late."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def until(holds: Any, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(holds())
+
+
+def begun(path: Path, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """Three seeds in a process of its own, two of them at once: the parent, and the children that walk."""
+    command = [
+        sys.executable,
+        "-m",
+        "crl",
+        "train",
+        "--env-seq",
+        str(path),
+        "--seeds",
+        "3",
+        "--jobs",
+        "2",
+        "--out",
+        str(out),
+    ]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    files = [path.parent / f"{seed}.pid" for seed in (100, 101)]
+    assert until(lambda: all(file.exists() and file.read_text() for file in files)), parent.communicate()
+    return parent, [int(file.read_text()) for file in files]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="whether a process has ended is read from /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_or_left_alone_they_stop_with_checkpoints_and_go_on(number: int, tmp_path: Path) -> None:
+    path = config(tmp_path, steps=4_000, use="tests.slow_agent.Slow", folder=str(tmp_path), seconds=0.005)
+    parent, children = begun(path, tmp_path / "runs")
+    os.kill(parent.pid, number)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == (2 if number == signal.SIGTERM else -number), said
+    assert until(lambda: all(map(gone, children)))
+    folders = [RunFolder(tmp_path / "runs" / "walk" / "Slow" / f"seed-{seed}") for seed in (100, 101, 102)]
+    assert [folder.manifest()["status"] for folder in folders[:2]] == ["interrupted"] * 2 and folders[
+        0
+    ].stopped.exists()
+    assert not folders[2].path.exists()
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM, 0 of 3 runs are finished; go on with the same command" in said.splitlines()[-1]
+        return
+    seeds = crl.train_seeds(path, 1, out=tmp_path / "runs")
+    assert not seeds.failed and remembered(seeds.runs[100]) == remembered(crl.train(path, out=tmp_path))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="whether a process has ended is read from /proc")
+def test_asked_twice_they_stop_at_once(tmp_path: Path) -> None:
+    path = config(tmp_path, use="tests.slow_agent.Slow", folder=str(tmp_path), seconds=300)
+    parent, children = begun(path, tmp_path / "runs")
+    assert parent.stderr is not None
+    os.kill(parent.pid, signal.SIGINT)
+    assert "SIGINT: stopping at the next safe point" in parent.stderr.readline()
+    os.kill(parent.pid, signal.SIGINT)
+    _, said = parent.communicate(timeout=20)
+    assert parent.returncode == 130 and "stopped at once" in said and all(map(gone, children))
+
+
+# As they are watched.
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def log(folder: Path, *records: tuple[str, float, int, str, str]) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        for name, value, visit, task, phase in records:
+            record = {"name": name, "value": value, "step": 50 * visit, "visit": visit, "task": task, "phase": phase}
+            file.write(json.dumps(record) + "\n")
+
+
+def test_a_bar_is_read_from_the_log_that_another_process_writes(tmp_path: Path) -> None:
+    progress = Progress(tmp_path)
+    assert progress.read() == [] and progress.line("seed 7", 79) == "seed 7  begins"
+    RunFolder(tmp_path).write_manifest({"status": "new", "measure": "return", "visits": [{"steps": 50}] * 4})
+    log(tmp_path, ("train/return", 0.5, 1, "one", ""), ("time/steps_per_second", 3210.0, 1, "one", ""),
+        ("walk/visit", 1.0, 1, "one", ""), ("eval/return", 0.25, 1, "one", "end"),
+        ("metrics/average_performance", 0.25, 1, "", ""))  # fmt: skip
+    assert progress.read() == ["after 1/4 | *one 0.25"] and progress.read() == []
+    line = progress.line("seed 7", 79)
+    assert line.startswith("seed 7  1/4 one 25% ━") and line.endswith("50 steps   3,210 steps/s   return 0.50")
+    assert len(line) <= 79 and len(progress.line("seed 7", 30)) <= 30
+    (tmp_path / "metrics.jsonl").write_text("")  # cut back, as a resume does
+    assert progress.read() == []
+    log(tmp_path, ("walk/visit", 2.0, 2, "two", ""))
+    assert progress.read() == [] and "2/4 two 50%" in progress.line("seed 7", 79)
+
+
+def test_bars_are_drawn_over_and_what_is_said_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("LINES", "4")
+    stream = Tty()
+    bars = Bars(stream)
+    bars.draw(["a", "b"])
+    bars.draw(["a", "b"])
+    bars.note("said")
+    bars.draw(["a", "c"])
+    bars.draw(["a", "b", "c", "d"], ["few"])
+    bars.close()
+    assert stream.getvalue() == (
+        "a\x1b[K\nb\x1b[K\n\x1b[J\x1b[2A\rsaid\x1b[K\na\x1b[K\nc\x1b[K\n\x1b[J\x1b[2A\rfew\x1b[K\n\x1b[J\x1b[1A\r\x1b[J"
+    )
+    plain = Bars(elsewhere := io.StringIO())
+    plain.note("said")
+    plain.draw(["a"])
+    assert elsewhere.getvalue() == "said\n"
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side() -> None:
+    assert iqm([9.0, 1.0, 2.0, 3.0, -50.0]) == 2.0 and iqm([1.0, 3.0]) == 2.0
