@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -82,8 +83,8 @@ class Ones(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        plain = [written_out(a.ones, a.shape[1]) if isinstance(a, Ones) else a for a in args]
-        return func(*plain, **(kwargs or {}))
+        args, kwargs = tree_map_only(Ones, lambda rows: written_out(rows.ones, rows.shape[1]), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @functools.lru_cache(8)

@@ -34,6 +34,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"seen      {observation if len(observation) < 90 else _short(plan.interface.observation)}",
         f"answered  {plan.interface.action}",
         f"agent     {experiment.label}, seed {experiment.seed}, {_parameters(plan.agent)} on {plan.device}",
+        *([] if experiment.stream else [f"engine    {plan.engine}, {experiment.engine.envs} copies"]),
         f"boundary  {rules}",
         f"told      {_told(plan)}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 
 from crl.core import (
     Agent,
@@ -229,6 +230,8 @@ class GymTask:
 
     def speed(self, seconds: float = 0.3) -> float:
         """Environment steps per second with random actions, measured now."""
+        if self.engine == "envpool":
+            return self._pooled_speed(seconds)
         env = self.make()
         env.reset(seed=0)
         env.action_space.seed(0)
@@ -239,6 +242,18 @@ class GymTask:
             if terminated or truncated:
                 env.reset()
         env.close()
+        return count / (time.perf_counter() - begin)
+
+    def _pooled_speed(self, seconds: float) -> float:
+        engine = self._copies(self.interface.envs, 0)
+        engine.reset()
+        space = batch_space(self.interface.action, engine.copies)
+        space.seed(0)
+        count, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            engine.step(np.asarray(space.sample()))
+            count += engine.copies
+        engine.close()
         return count / (time.perf_counter() - begin)
 
     # State: nothing between visits, unless the environment goes on; all of the visit in the middle of one.
@@ -303,8 +318,7 @@ def build(**options: Any) -> GymTask:
         raise CrlError(f"{env} needs a package that is not installed: {brief(error)}") from None
     except gymnasium.error.DependencyNotInstalled as error:
         lines = re.findall(r"pip install [^`]+", str(error))
-        line = lines[-1].replace("gymnasium[mujoco]", "crl[mujoco]") if lines else brief(error)
-        raise CrlError(f"{env} needs an extra: {line}") from None
+        raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
     except Exception as error:  # an environment may fail in any way
         wrappers = [use if isinstance(use, str) else use.__name__ for use, _ in options.get("wrappers", ())]
         parts = {"kwargs": options.get("kwargs"), "wrappers": wrappers, "change": options.get("setting")}

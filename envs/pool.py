@@ -137,7 +137,7 @@ def _package() -> Any:
     try:
         return importlib.import_module("envpool")
     except ImportError:
-        raise CrlError('engine: envpool needs an extra: pip install "crl[fast]"') from None
+        raise CrlError("engine: envpool needs an extra: pip install envpool") from None
 
 
 def _small(actions: Array) -> Array:

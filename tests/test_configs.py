@@ -43,7 +43,7 @@ def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(f"crl.sinks.TensorBoard.{name}", lambda *args: None)
     read = config.read(path)
     if any(task.env.startswith("Ant-") for task in read.tasks) and find_spec("mujoco") is None:
-        pytest.skip('needs MuJoCo: pip install "crl[mujoco]"')
+        pytest.skip('needs MuJoCo: pip install "gymnasium[mujoco]"')
     count = len(read.tasks)
     look = HESSIAN if read.monitors[0]["use"] == "hessian" else []
     kwargs = [(f"tasks.{i}.kwargs", {"max_episode_steps": 20}) for i in range(count)]

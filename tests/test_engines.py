@@ -247,4 +247,4 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "envpool", None)
     with pytest.raises(CrlError) as caught:
         build(env="CartPole-v1", name="x", engine="envpool")
-    assert str(caught.value) == 'engine: envpool needs an extra: pip install "crl[fast]"'
+    assert str(caught.value) == 'engine: envpool needs an extra: pip install envpool'

@@ -242,7 +242,7 @@ def test_unknown_environment(refused, env, parts):
 @pytest.mark.parametrize(
     ("env", "package", "extra"),
     [
-        ("Ant-v5", "mujoco", "crl[mujoco]"),
+        ("Ant-v5", "mujoco", "gymnasium[mujoco]"),
         ("LunarLander-v3", "Box2D", "gymnasium[box2d]"),
         ("ALE/Pong-v5", "ale_py", "gymnasium[atari]"),
         ("MiniGrid-WFC-MazeSimple-v0", "imageio", "minigrid[wfc]"),

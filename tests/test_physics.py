@@ -20,7 +20,7 @@ from envs.engines import Sync
 from envs.gym import build
 from envs.physics import changeable, put
 
-needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason='pip install "crl[mujoco]"')
+needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason='pip install "gymnasium[mujoco]"')
 
 
 def test_a_longer_heavier_pole_moves_as_worked_out_by_hand() -> None:

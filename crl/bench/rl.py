@@ -141,7 +141,7 @@ def measure(number: int, pairs: int, steps: int) -> dict[str, Any]:
 def main(pairs: int = 3, steps: int = 0, as_json: bool = False) -> str:
     """All cases, as a table or JSON; `steps` shortens every run."""
     if importlib.util.find_spec("envpool") is None:
-        raise CrlError('bench rl compares engines, and needs an extra: pip install "crl[fast]"')
+        raise CrlError("bench rl compares engines, and needs an extra: pip install envpool")
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     names = ("torch", "stable-baselines3", "envpool", "gymnasium", "minigrid")
     version = importlib.import_module("importlib.metadata").version
