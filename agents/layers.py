@@ -42,15 +42,21 @@ class Ones(torch.Tensor):
     """
 
     ones: torch.Tensor
+    width: int
 
     @staticmethod
     def __new__(cls, ones: torch.Tensor, width: int) -> Ones:
         made: Ones = torch.Tensor._make_wrapper_subclass(cls, (len(ones), width), device=ones.device)  # type: ignore[attr-defined]
-        made.ones = ones
+        made.ones, made.width = ones, width
         return made
 
     def __init__(self, ones: torch.Tensor, width: int) -> None:
         super().__init__()
+
+    @functools.cached_property
+    def written(self) -> torch.Tensor:
+        """What everything but a linear layer sees."""
+        return written_out(self.ones, self.width)
 
     @functools.cached_property
     def compact(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -61,7 +67,7 @@ class Ones(torch.Tensor):
         example = torch.empty(int(which.max()) + 1, dtype=torch.long, device=which.device)
         example[which] = torch.arange(len(which), device=which.device)
         ones = self.ones[example]
-        used = torch.zeros(self.shape[1], dtype=torch.bool, device=ones.device)
+        used = torch.zeros(self.width, dtype=torch.bool, device=ones.device)
         used[ones.flatten()] = True
         columns = used.nonzero()[:, 0]
         place = used.cumsum(0) - 1
@@ -78,12 +84,12 @@ class Ones(torch.Tensor):
             rows, columns, which = args[0].compact
             weight, *bias = args[1:]
             return func(rows, weight.index_select(1, columns), *bias, **(kwargs or {})).index_select(0, which)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Ones, lambda rows: rows.written, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        args, kwargs = tree_map_only(Ones, lambda rows: written_out(rows.ones, rows.shape[1]), (args, kwargs or {}))
+        args, kwargs = tree_map_only(Ones, lambda rows: rows.written, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 

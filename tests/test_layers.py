@@ -43,6 +43,7 @@ def test_whatever_else_reads_them_has_them_written_out() -> None:
     assert len(shared.different) <= 3 * 5 * 2 * 4 < 300
     assert shared.shape == plain.shape and shared.dtype == plain.dtype and not shared.requires_grad
     assert torch.equal(shared * 1, plain)
+    assert shared.data_ptr() == shared.untyped_storage().data_ptr() == shared.data_ptr()  # monitors ask where it is
     assert torch.equal(shared[3:7], plain[3:7]) and torch.equal(shared.T @ shared, plain.T @ plain)
     assert torch.equal(torch.cat([shared, shared], 1), torch.cat([plain, plain], 1))
     assert torch.equal(nn.functional.layer_norm(shared, (14,)), nn.functional.layer_norm(plain, (14,)))
