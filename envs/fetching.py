@@ -227,8 +227,12 @@ def import_files(name: str, path: str | Path, tell: Callable[[str], None] = prin
             raise CrlError(f"{path} does not exist")
         members = _choose(found, source)
         folder.mkdir(parents=True, exist_ok=True)
-        _room(folder, sum(file.size for file in source.wanted))
-        _take(members, source.wanted, folder, str(found))
+        try:
+            _room(folder, sum(file.size for file in source.wanted))
+            _take(members, source.wanted, folder, str(found))
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing came into it
     tell(f"{name} is here now: {folder}")
 
 

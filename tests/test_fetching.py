@@ -264,7 +264,7 @@ def test_import_takes_all_or_nothing(home: Path, tmp_path: Path, monkeypatch: py
     refused(lambda: take(mine / "bad.tar.gz"), "bad.tar.gz is no archive, or a damaged one", "nothing was taken")
     (mine / "text.tar.gz").write_text("hello")
     refused(lambda: take(mine / "text.tar.gz"), "text.tar.gz is no archive")
-    assert not [path for path in home.rglob("*") if path.is_file()], "the cache is as empty as before"
+    assert not list(home.rglob("*")), "the cache is as empty as before"
     (mine / "other.tar.gz").write_bytes(archive)
     take(mine / "other.tar.gz")
     assert load("cifar100").count == 100
