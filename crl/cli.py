@@ -16,6 +16,7 @@ STUDIES = (
     "split_cifar100",
     "collapse_mnist",
     "permuted_mnist",
+    "minigrid_fast",
     "slippery_ant",
 )
 

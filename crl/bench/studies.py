@@ -37,6 +37,14 @@ def _late(run: Run, name: str) -> float:
     return float(np.mean(values[-LAST:]))
 
 
+def returns(run: Run) -> dict[str, float]:
+    """Each task right after its visit, and all of them at the end; how fast it went."""
+    visits = [run.tasks.index(visit["task"]) for visit in run.manifest["visits"]]
+    numbers = {f"after_{i}": float(run.matrix[i, column]) for i, column in enumerate(visits, start=1)}
+    numbers |= {f"end_{name}": float(score) for name, score in zip(run.tasks, run.matrix[-1], strict=True)}
+    return {**numbers, "average": float(run.matrix[-1].mean()), "seconds": float(run.manifest["seconds"])}
+
+
 def forgetting(run: Run) -> dict[str, float]:
     """How each task stood after its visit and at the end."""
     matrix, visits = run.matrix, list(range(len(run.tasks)))
@@ -203,6 +211,20 @@ STUDIES: dict[str, Callable[[], Study]] = {
             Column("erank", "effective rank of the last layer", 1),
         ),
         differences=(("L2-ER", "SGD"),),
+    ),
+    "minigrid_fast": lambda: Study(
+        "minigrid_fast",
+        {"EnvPool, 256 copies": Arm()},
+        returns,
+        (
+            Column("after_1", "DoorKey", 3),
+            Column("after_2", "Unlock", 3),
+            Column("after_3", "SimpleCrossing", 3),
+            Column("after_4", "Empty-Random", 3),
+            Column("after_5", "DoorKey, again", 3),
+            Column("average", "all tasks at the end", 3),
+            Column("seconds", "seconds a seed"),
+        ),
     ),
     "slippery_ant": lambda: Study(
         "papers/slippery_ant_short",
