@@ -256,7 +256,7 @@ def _parse_dataclass(kind: Any, data: Any, place: str) -> Any:
 
 
 def _shorthands(data: dict[str, Any]) -> None:
-    """`agent: ppo` is `agent: {use: ppo}`, and so for each method and monitor."""
+    """`agent: ppo` is `agent: {use: ppo}`, and so for each method and monitor; `engine: async` names its kind."""
 
     def whole(item: Any, place: str) -> Any:
         item = {"use": item} if isinstance(item, str) else item
@@ -265,6 +265,8 @@ def _shorthands(data: dict[str, Any]) -> None:
         parse(str, item.get("use", ""), f"{place}.use")
         return parse(dict[str, Any], item, place)
 
+    if isinstance(data.get("engine"), str):
+        data["engine"] = {"kind": data["engine"]}
     agent = whole(data.get("agent") or {}, "agent")
     data["agent"] = {"use": "classifier" if data.get("stream") else "ppo", **agent}
     if data.get("stream"):
@@ -306,8 +308,8 @@ def _put(data: Any, place: str, value: Any) -> None:
             raise CrlError(f"--set {place}: {'.'.join(keys[:depth])} is {in_words(here)} and has no {key!r}")
         if last:
             here[key] = value
-        elif isinstance(here.get(key), str) and key == "agent":
-            here[key] = {"use": here[key]}
+        elif isinstance(here.get(key), str) and key in ("agent", "engine"):
+            here[key] = {"use" if key == "agent" else "kind": here[key]}
             here = here[key]
         else:
             here[key] = {} if here.get(key) is None else here[key]

@@ -98,6 +98,8 @@ def train_seeds(
     Finished runs are counted and not run again, and others go on, so the same call goes on after a stop.
     """
     for name, value in (("seeds", seeds), ("jobs", 1 if jobs is None else jobs)):
+        if not isinstance(value, int):
+            raise CrlError(f"{name}: expected a whole number, not {value!r}")
         if value < 1:
             raise CrlError(f"{name}: {value} is too small; the least is 1")
     first, began = config.read(source, (*settings.items(), *changes)), time.time()
@@ -148,8 +150,8 @@ class Walk:
 
     def prepare(self, overwrite: bool) -> None:
         """See what is there: a finished run, one to go on with, or one of another config, which is refused."""
-        if overwrite or not self.folder.occupied:
-            return
+        if overwrite or not (self.folder.path / "manifest.json").exists():
+            return  # nothing is there, or nothing but what was begun when it was killed
         if self.folder.manifest()["status"] == "finished":
             self.state = FINISHED
         there = Run(self.folder.path).experiment

@@ -109,11 +109,12 @@ def check(recipe: Recipe) -> None:
         if LIMITS.get(name, name) not in known:
             raise CrlError(f"engine: envpool's {recipe.env} takes no {name!r}; {other}")
     assert recipe.own is not None
-    pool = Pool(recipe, 1, 0, 1)
     try:
-        rows = pool.reset()
-    finally:
-        pool.close()
+        pool = Pool(recipe, 1, 0, 1)
+    except (TypeError, ValueError):
+        raise CrlError(f"engine: envpool's {recipe.env} does not take {recipe.kwargs}; {other}") from None
+    rows = pool.reset()
+    pool.close()
     space = (recipe.shared if recipe.joined and recipe.shared else recipe.own).observation
     if rows[0].shape != space.shape or rows.dtype != space.dtype:
         raise CrlError(f"engine: envpool's {recipe.env} is seen as {rows[0].shape}, and not as {space.shape}; {other}")
@@ -123,9 +124,10 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """A recipe's keyword arguments under EnvPool's names, and the same limit to an episode as in Python."""
     options = {LIMITS.get(name, name): value for name, value in recipe.kwargs.items()}
     env = gymnasium.make(recipe.env, disable_env_checker=True, **recipe.kwargs)
-    limit = getattr(env.unwrapped, "max_steps", None) or (env.spec.max_episode_steps if env.spec else None)
+    limits = (getattr(env.unwrapped, "max_steps", None), env.spec.max_episode_steps if env.spec else None)
     env.close()
-    return {**options, **({"max_episode_steps": limit} if limit else {})}
+    ends = [limit for limit in limits if limit and limit > 0]
+    return {**options, "max_episode_steps": min(ends, default=2**31 - 1)}  # whichever comes first, as in Python
 
 
 def version() -> str:

@@ -140,6 +140,25 @@ def test_sequences_are_joined_in_c_as_in_python() -> None:
                 assert np.array_equal(masks[0][:, 6:], masks[1][:, 6:])
 
 
+@needs_envpool
+@pytest.mark.parametrize(
+    ("env", "kwargs", "limit"),
+    [
+        ("MiniGrid-Empty-5x5-v0", {"max_episode_steps": 20}, 20),
+        ("MiniGrid-Empty-5x5-v0", {"max_steps": 30}, 30),
+        ("MiniGrid-Empty-5x5-v0", {"size": 6}, 144),
+        ("CartPole-v1", {"max_episode_steps": 7}, 7),
+        ("MountainCar-v0", {"max_episode_steps": -1}, 10**9),  # none
+    ],
+)
+def test_an_episode_is_as_long_as_in_python(env: str, kwargs: dict[str, int], limit: int) -> None:
+    for engine in (pooled(env, 1, kwargs=kwargs)._copies(1, 0), build(env=env, name="p", kwargs=kwargs)._copies(1, 0)):
+        engine.reset()
+        ends = [engine.step(np.zeros(1, dtype=int)) for _ in range(min(limit, 300))]
+        cut = [i for i, step in enumerate(ends, start=1) if step.truncated.any()]
+        assert cut == ([limit] if limit <= 300 else [])
+
+
 def learn(agent: Any, task: GymTask, steps: int) -> None:
     visit = Visit(1, task, steps, seed=2, total=steps)
     agent.enter(visit)
@@ -247,4 +266,4 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "envpool", None)
     with pytest.raises(CrlError) as caught:
         build(env="CartPole-v1", name="x", engine="envpool")
-    assert str(caught.value) == 'engine: envpool needs an extra: pip install envpool'
+    assert str(caught.value) == "engine: envpool needs an extra: pip install envpool"
