@@ -30,6 +30,7 @@ SHIPPED = sorted(config.CONFIGS.rglob("*.yaml"))
 STREAMS = [path for path in SHIPPED if config.read(path).stream]
 SEQUENCES = [path for path in SHIPPED if path not in STREAMS]
 TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
+TINY += [("evaluation.of", "all"), ("threads", 1)]
 HESSIAN = [("monitors.0.probes", 1), ("monitors.0.steps", 3), ("monitors.0.samples", 32)]
 
 
