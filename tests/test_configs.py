@@ -47,6 +47,7 @@ def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path, monkeypatch: py
         pytest.skip('needs MuJoCo: pip install "gymnasium[mujoco]"')
     count = len(read.tasks)
     look = HESSIAN if read.monitors[0]["use"] == "hessian" else []
+    look += [(f"monitors.{i}.samples", 32) for i, monitor in enumerate(read.monitors) if "samples" in monitor]
     kwargs = [(f"tasks.{i}.kwargs", {"max_episode_steps": 20}) for i in range(count)]
     steps = [(f"tasks.{i}.steps", 32) for i in range(count)]
     run = crl.train(path, out=tmp_path, changes=(*TINY, *look, *kwargs, *steps))

@@ -272,7 +272,7 @@ def test_biconvgru_reads_from_both_ends() -> None:
         ({"use": "mlp", "hidden": [5], "activation": "crelu"}, ("agent.net.hidden", "5 cannot be halved")),
         ({"use": "mlp", "activation": "rely"}, ("agent.net.activation", "'relu'")),
         ({"use": "mlp", "norm": "batch"}, ("agent.net.norm", "unknown 'batch'")),
-        ({"use": "mlp", "init": "he"}, ("agent.net.init", "kaiming, torch")),
+        ({"use": "mlp", "init": "he"}, ("agent.net.init", "kaiming, lecun, torch")),
         ({"use": "conv", "channels": [4, 0]}, ("agent.net.channels", "0 is not a whole number")),
         ({"use": "conv", "channels": [4] * 5}, ("agent.net", "5 convolutions", "28x28")),
         ({"use": "conv", "activation": "crelu"}, ("agent.net.activation", "unknown 'crelu'")),

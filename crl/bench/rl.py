@@ -138,15 +138,15 @@ def measure(number: int, pairs: int, steps: int) -> dict[str, Any]:
     return {**{key: value for key, value in case.items() if key != "sides"}, "runs": found, "ratios": ratios}
 
 
-def main(pairs: int = 3, steps: int = 0, as_json: bool = False) -> str:
-    """All cases, as a table or JSON; `steps` shortens every run."""
+def main(pairs: int = 3, steps: int = 0, as_json: bool = False, only: str = "") -> str:
+    """All cases (or those whose name holds `only`), as a table or JSON; `steps` shortens every run."""
     if importlib.util.find_spec("envpool") is None:
         raise CrlError("bench rl compares engines, and needs an extra: pip install envpool")
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     names = ("torch", "stable-baselines3", "envpool", "gymnasium", "minigrid")
     version = importlib.import_module("importlib.metadata").version
     versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    results = [measure(number, pairs, steps) for number in range(len(CASES))]
+    results = [measure(number, pairs, steps) for number, case in enumerate(CASES) if only in case["name"]]
     result = {"machine": machine, "versions": versions, "pairs": pairs, "results": results}
     return json.dumps(result, indent=1) if as_json else table(result)
 
