@@ -24,7 +24,16 @@ def test_the_sides_of_the_walks_bench_run(
 ) -> None:
     env = "MiniGrid-Empty-5x5-v0" if agent == "ppo" else "CartPole-v1"
     settings = rl.DQN if agent == "dqn" else {**rl.PPO, "n_steps": 64}
-    case = {"agent": agent, "env": env, "envs": 16, "settings": settings, "width": 8, "threads": 1, "steps": 1_600}
+    case = {
+        "agent": agent,
+        "env": env,
+        "envs": 16,
+        "settings": settings,
+        "width": 8,
+        "threads": 1,
+        "steps": 1_600,
+        "sides": (side,),
+    }
     monkeypatch.setattr(rl, "CASES", (case,))
     monkeypatch.setattr(layers, "MANY", layers.MANY)  # which bare SB3 goes without
     threads = torch.get_num_threads()

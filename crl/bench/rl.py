@@ -89,7 +89,12 @@ def suite(case: Mapping[str, Any], steps: int, engine: str) -> None:
     """The same as one visit of a walk."""
     data = {
         "tasks": [{"env": case["env"], "steps": steps}],
-        "agent": {"use": case["agent"], "net": {"hidden": [case["width"]] * 2}, **FUSED, **case["settings"]},
+        "agent": {
+            "use": case["agent"],
+            "net": {"hidden": [case["width"]] * 2},
+            **(FUSED if "envpool" in case["sides"] else {}),
+            **case["settings"],
+        },
         "engine": {"kind": engine, "envs": case["envs"], "threads": case["threads"]},
         "threads": case["threads"],
         "evaluation": {"episodes": 1},
