@@ -14,16 +14,15 @@ import importlib.util
 import json
 import platform
 import resource
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crl.bench import turns
 from crl.core import CrlError
 from crl.linalg import Hessian, Operator, lanczos, supervised
 from crl.linalg.lanczos import each_probe, probes
@@ -143,19 +142,19 @@ def _memory(device: str) -> float:
 def measure(case: str, pairs: int, threads: int, device: str) -> dict[str, Any]:
     """Every side in turns, so often."""
     sides = [side for side in SIDES if side != SIDES[2] or CASES[case]["probes"] > 1]
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for turn in range(pairs):
-        for side in sides if turn % 2 == 0 else sides[::-1]:
-            command = [sys.executable, "-m", "crl.bench.curvature", side, case, str(threads), device]
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise CrlError(f"bench: {side} on {case}: {run.stderr.strip().splitlines()[-1]}")
-            found[side].append(json.loads(run.stdout))
-    ratios = {
-        side: [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(found[side], found["crl"], strict=True)]
-        for side in sides[1:]
+    found = turns.in_turns(
+        case,
+        sides,
+        pairs,
+        lambda side: ("crl.bench.curvature", side, case, str(threads), device),
+        lambda run: f"{run['seconds']:.1f} s",
+    )
+    return {
+        "case": case,
+        "mark": CASES[case]["mark"],
+        "runs": found,
+        "ratios": turns.ratios(found, lambda run: run["seconds"]),
     }
-    return {"case": case, "mark": CASES[case]["mark"], "runs": found, "ratios": ratios}
 
 
 def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2, device: str = "cpu") -> str:
@@ -173,18 +172,11 @@ def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2
 
 def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: medians, and ratios with their spread."""
-    lines = ["| | seconds | MB | time, theirs / crl: median (min to max) |", "|---|---|---|---|"]
-    for found in result["results"]:
-        lines.append(f"| **{found['case']}** | | | |")
-        for side, runs in found["runs"].items():
-            seconds, memory = (statistics.median(run[name] for run in runs) for name in ("seconds", "megabytes"))
-            ratio = _spread(found["ratios"][side]) if side in found["ratios"] else ""
-            lines.append(f"| {side} | {seconds:.1f} | {memory:,.0f} | {ratio} |".replace("|  |", "| |"))
-    return "\n".join(lines)
 
+    def cells(runs: Sequence[turns.Figures]) -> list[str]:
+        return [f"{turns.middle(runs, 'seconds'):.1f}", f"{turns.middle(runs, 'megabytes'):,.0f}"]
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return turns.table(("seconds", "MB", "time, theirs / crl: median (min to max)"), result["results"], cells)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from crl import build, config, named
+from crl.bench import turns
 from crl.boundary import enter
 
 TASKS = ("MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0")
@@ -109,9 +110,5 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["| | time, with / without | while idle |", "|---|---|---|"]
     for name in [name for name in ratios if not name.endswith(", idle")]:
         idle = ratios.get(f"{name}, idle")
-        lines.append(f"| {name} | {_spread(ratios[name])} | {_spread(idle) if idle else ''} |")
+        lines.append(f"| {name} | {turns.spread(ratios[name], 3)} | {turns.spread(idle, 3) if idle else ''} |")
     return "\n".join(lines)
-
-
-def _spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"

@@ -14,14 +14,14 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crl import build, config, run
+from crl.bench import turns
 from crl.core import CrlError
 
 PPO = {"learning_rate": 5e-4, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01}
@@ -42,7 +42,7 @@ SHARE = {"async": 0.5, "envpool": 5.0}  # steps of a run beside the other sides'
 
 def _case(name: str, sides: tuple[str, ...], steps: int, envs: int, **other: Any) -> dict[str, Any]:
     own = {"agent": "ppo", "env": GRID, "settings": PPO, "width": 64, "threads": 2}
-    return {"name": name, "sides": sides, "steps": steps, "envs": envs, **own, **other}
+    return {"case": name, "sides": sides, "steps": steps, "envs": envs, **own, **other}
 
 
 def _large(envs: int) -> dict[str, Any]:
@@ -131,25 +131,16 @@ def one(number: int, side: str, steps: int = 0) -> None:
 
 
 def measure(number: int, pairs: int, steps: int) -> dict[str, Any]:
-    """Every side in turns, so often; the ratio of each pair, so that a drifting machine does not decide."""
-    case = CASES[number]
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in case["sides"]}
-    for turn in range(pairs):
-        for side in case["sides"] if turn % 2 == 0 else case["sides"][::-1]:
-            command = [sys.executable, "-W", "ignore", "-m", "crl.bench.rl", str(number), side, str(steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = (done.stderr.strip() or "no word").splitlines()[-1]
-                raise CrlError(f"bench: {side} on {case['name']}: {said}")
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
-            rate = found[side][-1]["steps_per_second"]
-            print(f"{case['name']}: {side} {rate:,.0f} steps/s", file=sys.stderr, flush=True)
-    speeds = {side: [run["steps_per_second"] for run in runs] for side, runs in found.items()}
-    first, *others = case["sides"]
-    ratios = {
-        side: [ours / theirs for ours, theirs in zip(speeds[first], speeds[side], strict=True)] for side in others
-    }
-    return {**{key: value for key, value in case.items() if key != "sides"}, "runs": found, "ratios": ratios}
+    """Every side in turns, so often."""
+    case = {name: value for name, value in CASES[number].items() if name != "sides"}
+    found = turns.in_turns(
+        case["case"],
+        CASES[number]["sides"],
+        pairs,
+        lambda side: ("crl.bench.rl", str(number), side, str(steps)),
+        lambda run: f"{run['steps_per_second']:,.0f} steps/s",
+    )
+    return {**case, "runs": found, "ratios": turns.ratios(found, lambda run: 1 / run["steps_per_second"])}
 
 
 def main(pairs: int = 3, steps: int = 0, as_json: bool = False, only: str = "") -> str:
@@ -160,28 +151,24 @@ def main(pairs: int = 3, steps: int = 0, as_json: bool = False, only: str = "") 
     names = ("torch", "stable-baselines3", "envpool", "gymnasium", "minigrid")
     version = importlib.import_module("importlib.metadata").version
     versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    results = [measure(number, pairs, steps) for number, case in enumerate(CASES) if only in case["name"]]
+    results = [measure(number, pairs, steps) for number, case in enumerate(CASES) if only in case["case"]]
     result = {"machine": machine, "versions": versions, "pairs": pairs, "results": results}
     return json.dumps(result, indent=1) if as_json else table(result)
 
 
 def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: medians, and how many times as fast the first side is as the others, with the spread."""
-    lines = ["| | steps/s | CPU seconds per 100,000 steps | peak MiB | times as fast as this: median (min to max) |"]
-    lines.append("|---|---|---|---|---|")
-    for found in result["results"]:
-        lines.append(f"| **{found['name']}** | | | | |")
-        for side, runs in found["runs"].items():
-            middle = {name: statistics.median(run[name] for run in runs) for name in ("steps_per_second", "peak_mib")}
-            cpu = statistics.median(run["cpu_seconds"] / run["steps"] * 1e5 for run in runs)
-            ratio = _spread(found["ratios"][side]) if side in found["ratios"] else ""
-            own = f"| {side} | {middle['steps_per_second']:,.0f} | {cpu:.1f} | {middle['peak_mib']:,.0f} | {ratio} |"
-            lines.append(own.replace("|  |", "| |"))
-    return "\n".join(lines)
 
+    def cells(runs: Sequence[turns.Figures]) -> list[str]:
+        cpu = statistics.median(run["cpu_seconds"] / run["steps"] * 1e5 for run in runs)
+        return [
+            f"{turns.middle(runs, 'steps_per_second'):,.0f}",
+            f"{cpu:.1f}",
+            f"{turns.middle(runs, 'peak_mib'):,.0f}",
+        ]
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    titles = ("steps/s", "CPU seconds per 100,000 steps", "peak MiB", "times as fast as this: median (min to max)")
+    return turns.table(titles, result["results"], cells)
 
 
 if __name__ == "__main__":

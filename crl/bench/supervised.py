@@ -14,16 +14,15 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from crl import boundary, build, config
-from crl.bench import peers
+from crl.bench import peers, turns
 from crl.core import Array, CrlError
 
 MNIST = [[i, i + 1] for i in range(0, 10, 2)]
@@ -138,20 +137,16 @@ def _data_alone(plan: build.Plan) -> float:
 
 def measure(case: str, pairs: int, threads: int) -> dict[str, Any]:
     """Every side in turns, so often."""
+
+    def env(side: str) -> dict[str, str]:
+        own = str(2 if side.endswith("two threads") else CASES[case].get("threads", threads))
+        return {**os.environ, "OPENBLAS_NUM_THREADS": own, "OMP_NUM_THREADS": own}
+
     sides = CASES[case]["sides"]
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for turn in range(pairs):
-        for side in sides if turn % 2 == 0 else sides[::-1]:
-            command = [sys.executable, "-m", "crl.bench.supervised", side, case, str(threads)]
-            own = 2 if side.endswith("two threads") else CASES[case].get("threads", threads)
-            env = {**os.environ, "OPENBLAS_NUM_THREADS": str(own), "OMP_NUM_THREADS": str(own)}
-            run = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-            if run.returncode:
-                raise CrlError(f"bench: {side} on {case}: {run.stderr.strip().splitlines()[-1]}")
-            found[side].append(json.loads(run.stdout.splitlines()[-1]))
-            print(f"{case}: {side} {_rate(found[side][-1])}", file=sys.stderr, flush=True)
-    ours = [run["seconds"] for run in found["crl"]]
-    ratios = {s: [run["seconds"] / own for run, own in zip(found[s], ours, strict=True)] for s in sides[1:]}
+    found = turns.in_turns(
+        case, sides, pairs, lambda side: ("crl.bench.supervised", side, case, str(threads)), _rate, env
+    )
+    ratios = turns.ratios(found, lambda run: run["seconds"])
     return {"case": case, "mark": CASES[case]["mark"], "runs": found, "ratios": ratios}
 
 
@@ -173,24 +168,19 @@ def main(pairs: int = 5, steps: int = 0, as_json: bool = False, threads: int = 2
 
 def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: medians, and ratios with their spread."""
-    lines = ["| | samples/s or time a step | time, theirs / crl: median (min to max) |", "|---|---|---|"]
-    for found in result["results"]:
-        lines.append(f"| **{found['case']}** | | |")
-        for side, runs in found["runs"].items():
-            middle = sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
-            ratio = f"{_spread(found['ratios'][side])}" if side in found["ratios"] else ""
-            lines.append(f"| {side} | {_rate(middle)} | {ratio} |".replace("|  |", "| |"))
-    return "\n".join(lines)
+
+    def cells(runs: Sequence[turns.Figures]) -> list[str]:
+        return [_rate(sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2])]
+
+    return turns.table(
+        ("samples/s or time a step", "time, theirs / crl: median (min to max)"), result["results"], cells
+    )
 
 
 def _rate(run: Mapping[str, float]) -> str:
     rate = run["samples"] / run["seconds"]
     own = f", of which data {run['data_share']:.1%}" if "data_share" in run else ""
     return f"{rate:,.0f} samples/s ({1000 / rate:.3f} ms each{own})"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
