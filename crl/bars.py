@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 from crl.core import CrlError
 from crl.pictures import number, short
-from crl.sinks import fitted, live, share, standing, width
 from crl.store import RunFolder
+from crl.terminal import fitted, live, share, standing, width
 
 
 class Progress:

@@ -196,12 +196,7 @@ def _check_told(experiment: Experiment, tasks: Sequence[Task], methods: Mapping[
         raise CrlError("boundary.head: per_task does not go with stream.joint: one batch would be of several heads")
     if all(getattr(task, "told", True) or not getattr(task, "answers", ()) for task in tasks):
         return
-    reason = "answers each task with a part of its own, and in this scenario nobody tells which task it is"
-    if experiment.boundary.head == "per_task":
-        raise CrlError(f"boundary.head: per_task {reason}")
-    for i, (name, method) in enumerate(methods.items()):
-        if getattr(method, "names_tasks", False):
-            raise CrlError(f"methods.{i}: {name} {reason}")
+    _refuse_own_parts(experiment, methods, "in this scenario nobody tells which task it is")
 
 
 def _check_detected(experiment: Experiment, agent: Any, methods: Mapping[str, Any]) -> None:
@@ -212,14 +207,20 @@ def _check_detected(experiment: Experiment, agent: Any, methods: Mapping[str, An
         raise CrlError(
             f"boundary.announced: detected needs an agent with enter(visit), which {type(agent).__name__} lacks"
         )
-    which = "answers each task with a part of its own, and a detector does not tell which task it is"
-    if experiment.boundary.head == "per_task":
-        raise CrlError(f"boundary.head: per_task {which}")
+    _refuse_own_parts(experiment, methods, "a detector does not tell which task it is")
     for i, (name, method) in enumerate(methods.items()):
-        if getattr(method, "names_tasks", False):
-            raise CrlError(f"methods.{i}: {name} {which}")
         if getattr(method, "samples_tasks", False):
             raise CrlError(f"methods.{i}: {name} samples a task when it is over, and a detector notices that too late")
+
+
+def _refuse_own_parts(experiment: Experiment, methods: Mapping[str, Any], reason: str) -> None:
+    """Where nobody names the task, it cannot have a head or a column of its own."""
+    answers = f"answers each task with a part of its own, and {reason}"
+    if experiment.boundary.head == "per_task":
+        raise CrlError(f"boundary.head: per_task {answers}")
+    for i, (name, method) in enumerate(methods.items()):
+        if getattr(method, "names_tasks", False):
+            raise CrlError(f"methods.{i}: {name} {answers}")
 
 
 def _device(name: str) -> str:

@@ -99,9 +99,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from crl import probe, sinks
+    from crl import probe
+    from crl.terminal import Terminal
 
-    terminal, options = sinks.Terminal(visits=1, total_steps=1), _options(arguments.options)
+    terminal, options = Terminal(visits=1, total_steps=1), _options(arguments.options)
     try:
         seen = probe.probe(
             arguments.run, arguments.visit, arguments.phase, arguments.monitor or (), options, terminal.doing

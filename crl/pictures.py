@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Sequence[float]]
+LARGE = 24  # tasks: where there are more, not all are shown at once
 SMALL = 1e-4  # where the axis of eigenvalues turns from linear to logarithmic
 
 

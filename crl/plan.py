@@ -12,7 +12,7 @@ from typing import Any
 from crl import build, config, named
 from crl.core import CrlError, Visit, aside, derive
 from crl.opened import Run
-from crl.run import EVALUATE
+from crl.walk import EVALUATE
 
 TRIAL = 1.5  # seconds that an estimate may take
 

@@ -26,9 +26,10 @@ from crl import build, config, metrics, run, stats
 from crl.bars import Bars, Progress
 from crl.core import CrlError
 from crl.opened import Run
-from crl.pictures import number, short
-from crl.sinks import LARGE, aligned, duration
+from crl.pictures import LARGE, number, short
+from crl.stopping import listening
 from crl.store import RunFolder
+from crl.terminal import aligned, duration
 
 WAITS, WALKS, FINISHED, STOPPED, FAILED = "waits", "walks", "finished", "stopped", "failed"
 LOOK = 0.1  # seconds between two looks at the children
@@ -236,7 +237,7 @@ class Several:
 
     def go(self) -> None:
         """Until all have ended, or have stopped; asked twice to stop, none is left behind."""
-        with run.listening(self):
+        with listening(self):
             try:
                 while any(one.state in (WAITS, WALKS) for one in self.walks):
                     self._turn()

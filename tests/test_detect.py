@@ -14,7 +14,7 @@ from crl.core import CrlError
 from crl.detect import Detector
 from crl.named import METHODS
 from crl.opened import Run
-from crl.run import Walk
+from crl.walk import Walk
 from tests.test_resume import AGENTS, remembered
 
 NOISE = math.sqrt(math.pi)  # of numbers that go up and down by 2: the mean move of normal ones is 2 / sqrt(pi) times it

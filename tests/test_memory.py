@@ -14,7 +14,7 @@ BOUND = 5.0  # MiB between the medians of two groups of boundaries that are twel
 VISITS = """
 import ctypes, ctypes.util, gc, json, os, sys
 import crl
-from crl.run import Walk
+from crl.walk import Walk
 from crl.sinks import TensorBoard
 
 trim = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", lambda kept: 0)

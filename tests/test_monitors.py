@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attentio
 import crl
 from agents.dqn import DQN
 from agents.ppo import PPO
+from crl.boundary import look
 from crl.build import build_monitors
 from crl.cli import main
 from crl.config import BY_DEFAULT, read
@@ -33,10 +34,11 @@ from crl.monitors.gradients import Conflict, GradientNorm, Readiness, SamplePlas
 from crl.monitors.look import View
 from crl.monitors.weights import Norms, WeightRank
 from crl.named import MONITORS
+from crl.opened import Run
 from crl.pictures import SMALL as OFF_ZERO
-from crl.run import Run, Walk, look
 from crl.store import RunFolder
 from crl.testing import _small, _Trial, check_monitor
+from crl.walk import Walk
 from envs.gym import build, join
 from tests.my_agent import MyAgent
 from tests.my_monitor import Silence

@@ -15,7 +15,7 @@ from crl.changing import spread
 from crl.config import TaskSpec
 from crl.core import CrlError
 from crl.opened import Run
-from crl.run import Walk
+from crl.walk import Walk
 from envs.engines import Sync
 from envs.gym import build
 from envs.physics import changeable, put

@@ -15,8 +15,8 @@ import crl
 from crl.cli import main
 from crl.core import CrlError
 from crl.linalg import Spectrum
+from crl.opened import Run
 from crl.probe import Seen, probe
-from crl.run import Run
 from crl.store import RunFolder
 
 LITTLE = {"probes": 2, "steps": 8, "samples": 32}

@@ -17,7 +17,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from crl.core import CrlError, Record
 from crl.pictures import draw_matrix, number, short
-from crl.sinks import Jsonl, TensorBoard, Terminal, read_records, tag
+from crl.sinks import Jsonl, TensorBoard, read_records, tag
+from crl.terminal import Terminal
 
 EMPTY, DOOR = "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"
 ROWS = [[0.1, math.nan], [0.9, 0.2], [0.5, 0.8]]
