@@ -38,8 +38,9 @@ def begin(
         folder.create({}, {}, overwrite=False)  # refuses, before anything slow
     plan = build.build(experiment)
     folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
-    _walk(Walk(plan, folder, verbosity))
-    add_baseline(experiment, folder, plan, _alone)
+    with folder.taken():
+        _walk(Walk(plan, folder, verbosity))
+        add_baseline(experiment, folder, plan, _alone)
     return Run(folder.path)
 
 
@@ -48,12 +49,17 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     folder = RunFolder(Path(path))
     if folder.manifest()["status"] == "finished":
         raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
-    run = Run(folder.path)
+    with folder.taken():
+        _go_on(folder, Run(folder.path), verbosity)
+    return Run(folder.path)
+
+
+def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     state = folder.load(folder.latest(), run.experiment.digest)
     plan = build.build(run.experiment)
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
-        return run
+        return
     lost = max(_lost(run, state["step"]), 0)
     walk = Walk(plan, folder, verbosity, state["offset"])
     walk.restore(state)
@@ -62,7 +68,6 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
         walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
     add_baseline(run.experiment, folder, plan, _alone)
-    return Run(folder.path)
 
 
 def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:

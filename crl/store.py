@@ -12,7 +12,9 @@ runs/<experiment>/<agent>[+methods]/seed-<n>/
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import io
 import json
@@ -22,6 +24,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +81,21 @@ class RunFolder:
         if self.occupied:
             if not (self.path / "manifest.json").is_file():
                 raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
-            shutil.rmtree(self.path)
+            with self.taken():
+                shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Work on this run alone; who comes second is refused. The lock is the system's, and ends with its process."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CrlError(f"{self.path}: another process is at work on this run") from None
+            yield
+        finally:
+            os.close(handle)
 
     # The manifest.
 

@@ -158,7 +158,12 @@ def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, numbe
 def test_killed_says_what_it_costs(whole: tuple[Path, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, expected = whole
     interrupted(path, tmp_path, signal.SIGKILL)
-    crl.resume(tmp_path / expected.path.relative_to(expected.path.parents[2]), verbosity=0)
+    folder = RunFolder(tmp_path / expected.path.relative_to(expected.path.parents[2]))
+    with folder.taken():
+        for second in (lambda: crl.resume(folder.path), lambda: crl.train(path, out=tmp_path, overwrite=True)):
+            with pytest.raises(CrlError, match="another process is at work on this run"):
+                second()
+    crl.resume(folder.path, verbosity=0)
     assert "visit 2 starts again from its boundary: " in capsys.readouterr().err
 
 
@@ -186,7 +191,7 @@ def test_a_checkpoint_that_lacks_something_is_caught(
 
         monkeypatch.setattr(SB3Agent, "load_state_dict", forgetful)
     else:
-        monkeypatch.setattr("crl.run.set_random_state", lambda state: None)
+        monkeypatch.setattr("crl.walk.set_random_state", lambda state: None)
     resumed = crl.resume(tmp_path / expected.path.relative_to(expected.path.parents[2]))
     assert remembered(resumed) != remembered(expected)
 
