@@ -20,9 +20,15 @@ SUPPORTED = ("PPO", "A2C", "TRPO", "DQN", "QRDQN", "SAC", "TD3", "DDPG", "TQC", 
 
 
 def adapt(algorithm: type[BaseAlgorithm]) -> type[SB3Agent]:
-    """An agent from any supported algorithm class of Stable-Baselines3 or sb3-contrib, with its own defaults."""
-    if algorithm.__name__ not in SUPPORTED:
+    """An agent from any supported algorithm class of Stable-Baselines3 or sb3-contrib, with its own defaults.
+
+    One's own subclass of PPO or DQN is one too. If it learns by another loss, monitors do not look through theirs.
+    """
+    if not {one.__name__ for one in algorithm.__mro__} & {*SUPPORTED}:
         raise CrlError(f"agent.use: {algorithm.__name__} is not supported; supported are {', '.join(SUPPORTED)}")
-    bases = {sb3.PPO: PPO, sb3.DQN: DQN, OnPolicyAlgorithm: OnPolicy, OffPolicyAlgorithm: OffPolicy}
-    base: Any = next(ours for theirs, ours in bases.items() if issubclass(algorithm, theirs))
+    bases: Any = {OnPolicyAlgorithm: OnPolicy, OffPolicyAlgorithm: OffPolicy}
+    learning: Any = getattr(algorithm, "train", None)
+    if learning in (sb3.PPO.train, sb3.DQN.train):
+        bases = {sb3.PPO: PPO, sb3.DQN: DQN}
+    base = next(ours for theirs, ours in bases.items() if issubclass(algorithm, theirs))
     return type(algorithm.__name__, (base,), {"algorithm": algorithm, "defaults": {}, "__doc__": algorithm.__doc__})

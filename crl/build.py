@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     """The agent, checked against its contract."""
     options = dict(experiment.agent)
     cls = locate(options.pop("use"), AGENTS, "agent")
-    if cls.__module__.startswith(("stable_baselines3.", "sb3_contrib.")):
+    if _is_algorithm(cls):
         cls = room("agents.adapt").adapt(cls)
     check_contract(cls, ("act", "observe", "update", "state_dict", "load_state_dict"), "agent")
     wanted = "pairs" if experiment.stream else "transitions"
@@ -137,6 +138,12 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
     except (AssertionError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise CrlError(f"agent: {cls.__name__} refuses these settings: {brief(error)}") from error
     return agent
+
+
+def _is_algorithm(cls: Any) -> bool:
+    """Whether it is Stable-Baselines3's or made of it; then that is imported already."""
+    base = sys.modules.get("stable_baselines3.common.base_class")
+    return base is not None and isinstance(cls, type) and issubclass(cls, base.BaseAlgorithm)
 
 
 def build_monitors(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def begin(
     if folder.occupied and not overwrite:
         folder.create({}, {}, overwrite=False)  # refuses, before anything slow
     plan = build.build(experiment)
-    folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
     with folder.taken():
+        folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
         _walk(Walk(plan, folder, verbosity))
         add_baseline(experiment, folder, plan, _alone)
     return Run(folder.path)
@@ -47,9 +47,10 @@ def begin(
 def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     """Go on from a run's last checkpoint; the result is that of a run that was never stopped."""
     folder = RunFolder(Path(path))
-    if folder.manifest()["status"] == "finished":
-        raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
+    folder.manifest()  # there is a run
     with folder.taken():
+        if folder.manifest()["status"] == "finished":
+            raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
         _go_on(folder, Run(folder.path), verbosity)
     return Run(folder.path)
 
@@ -70,9 +71,10 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     add_baseline(run.experiment, folder, plan, _alone)
 
 
-def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
-    """Walk to the end, and leave a manifest that says how it ended."""
+def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> None:
+    """Walk to the end, and leave a manifest that says how it ended. A baseline is `of` a run, which is what goes on."""
     folder, began = walk.folder, time.time()
+    on = f"go on with: crl resume {of or folder.path}"
     folder.update_manifest(status="running")
     before = folder.manifest().get("seconds", 0.0)
     status = "failed"
@@ -83,22 +85,17 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0) -> None:
         status = "finished" if walk.experiment.baseline == "none" else "walked"
     except Stopped:
         status = "interrupted"
-        raise CrlError(
-            f"stopped by {walk.asked_to_stop} at step {walk.step}; go on with: crl resume {folder.path}"
-        ) from None
+        raise CrlError(f"stopped by {walk.asked_to_stop} at step {walk.step}; {on}") from None
     finally:
         walk.close()
         folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
-    if walk.asked_to_stop and status == "walked":  # in its last stretch, and baselines would follow
-        raise CrlError(f"stopped by {walk.asked_to_stop} before the baselines; go on with: crl resume {folder.path}")
+    if walk.asked_to_stop and (of or status == "walked"):  # in its last stretch, and more would follow
+        raise CrlError(f"stopped by {walk.asked_to_stop} before all baselines; {on}")
 
 
 def _alone(plan: build.Plan, folder: RunFolder) -> None:
     """A baseline's walk, which says nothing."""
-    walk = Walk(plan, folder, -1)
-    _walk(walk)
-    if walk.asked_to_stop:
-        raise CrlError(f"stopped by {walk.asked_to_stop}; go on with: crl resume {folder.path.parent.parent}")
+    _walk(Walk(plan, folder, -1), of=folder.path.parent.parent)
 
 
 def _manifest(plan: build.Plan) -> dict[str, Any]:

@@ -7,13 +7,16 @@ because it was asked to stop or because it is gone, the child stops at its next 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +27,11 @@ import yaml
 
 from crl import build, config, metrics, run, stats
 from crl.bars import Bars, Progress
-from crl.core import CrlError
+from crl.core import CrlError, brief
 from crl.opened import Run
 from crl.pictures import LARGE, number, short
 from crl.stopping import listening
-from crl.store import RunFolder
+from crl.store import RunFolder, write_whole
 from crl.terminal import aligned, duration
 
 WAITS, WALKS, FINISHED, STOPPED, FAILED = "waits", "walks", "finished", "stopped", "failed"
@@ -124,15 +127,18 @@ def walk(walks: Sequence[Walk], at_once: int, overwrite: bool = False, verbosity
     if new is not None:
         build.build(new.experiment)
     if overwrite:
-        for one in walks:
-            one.folder.drop()
-    several = Several(walks, at_once, verbosity)
-    several.go()
-    if several.asked_to_stop and any(one.state == STOPPED for one in walks):
+        with contextlib.ExitStack() as several:
+            for one in walks:
+                several.enter_context(one.folder.taken())
+            for one in walks:
+                one.folder.drop()
+    watched = Several(walks, at_once, verbosity)
+    watched.go()
+    if watched.asked_to_stop and any(one.state == STOPPED for one in walks):
         count = sum(one.state == FINISHED for one in walks)
         how = ", without --overwrite" if overwrite else ""
         raise CrlError(
-            f"stopped by {several.asked_to_stop}, {count} of {len(walks)} runs are finished; "
+            f"stopped by {watched.asked_to_stop}, {count} of {len(walks)} runs are finished; "
             f"go on with the same command{how}"
         )
 
@@ -147,37 +153,31 @@ class Walk:
         self.progress = Progress(self.folder.path)
         self.state, self.why, self.again = WAITS, "", False
         self.process: subprocess.Popen[bytes] | None = None
+        self._said: IO[bytes] = io.BytesIO()
         self.began = 0.0
 
     def prepare(self, overwrite: bool) -> None:
         """See what is there: a finished run, one to go on with, or one of another config, which is refused."""
         if overwrite or not (self.folder.path / "manifest.json").exists():
             return  # nothing is there, or nothing but what was begun when it was killed
+        refuse_another(self.folder, self.experiment)
         if self.folder.manifest()["status"] == "finished":
             self.state = FINISHED
-        there = Run(self.folder.path).experiment
-        if there != self.experiment:
-            raise CrlError(
-                f"{self.folder.path} is of another config: {_difference(there.plain(), self.experiment.plain())}; "
-                "--overwrite begins all anew, with another `name` both are kept"
-            )
         self.again = any(self.folder.checkpoints.glob("*.pt"))
         self.progress.read()  # boundaries of before the stop are not told again
 
     def start(self) -> None:
         """Begin it or go on with it."""
-        self.errors.parent.mkdir(parents=True, exist_ok=True)
         self.state, self.began = WALKS, time.time()
-        with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CHILD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                process_group=0,  # a Ctrl-C is the parent's alone
-            )
-        job = {"path": sys.path, "out": str(self.out), "again": str(self.folder.path) if self.again else ""}
-        job["config"] = yaml.safe_dump(self.experiment.plain())
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            process_group=0,  # a Ctrl-C is the parent's alone
+        )
+        job = {"path": sys.path, "out": str(self.out), "config": yaml.safe_dump(self.experiment.plain())}
         with contextlib.suppress(BrokenPipeError):  # it is dead already, and `ended` will say why
             self._line.write(json.dumps(job).encode() + b"\n")
             self._line.flush()
@@ -199,7 +199,9 @@ class Walk:
             return False
         self.hang_up()
         status = self.folder.manifest()["status"] if (self.folder.path / "manifest.json").exists() else ""
-        said = self.errors.read_text(errors="replace").strip().splitlines()
+        self._said.seek(0)
+        all_said = self._said.read()
+        said = all_said.decode(errors="replace").strip().splitlines()
         if code == 0 and status == "finished":
             self.state = FINISHED
         elif asked and (status in ("interrupted", "walked") or code == -signal.SIGTERM):
@@ -210,6 +212,7 @@ class Walk:
                 f"killed by {signal.Signals(-code).name}" if code < 0 else said[-1] if said else f"exit code {code}"
             )
             if len(said) > 1:
+                write_whole(self.errors, all_said)
                 self.why += f" ({self.errors} has more)"
                 return True
         self.errors.unlink(missing_ok=True)
@@ -221,6 +224,7 @@ class Walk:
             self.process.kill()
             self.process.wait()
             self.hang_up()
+            self._said.close()
 
     def line(self, room: int) -> str:
         """Its bar."""
@@ -282,16 +286,24 @@ class Several:
 
 
 def child(job: Mapping[str, str]) -> None:
-    """Walk until the end, or until the parent hangs up."""
+    """Walk until the end, or until the parent hangs up. What is there is looked at now: others may have been here."""
     threading.Thread(target=_heed, daemon=True).start()
     try:
-        if job["again"]:
-            run.resume(job["again"])
-        else:
-            experiment = config.parse(config.Experiment, config.parse_yaml(job["config"], "the parent's config"))
+        experiment = config.parse(config.Experiment, config.parse_yaml(job["config"], "the parent's config"))
+        folder = RunFolder(Path(job["out"]) / experiment.place)
+        if not folder.occupied:
+            run.begin(experiment, job["out"])
+            return
+        refuse_another(folder, experiment)
+        if not any(folder.checkpoints.glob("*.pt")):  # killed before its first
             run.begin(experiment, job["out"], overwrite=True)
+        elif folder.manifest()["status"] != "finished":
+            run.resume(folder.path)
     except CrlError as error:
         sys.exit(" ".join(str(error).split()))
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(brief(error))
 
 
 def _heed() -> None:
@@ -301,6 +313,16 @@ def _heed() -> None:
 
 
 # Small parts.
+
+
+def refuse_another(folder: RunFolder, experiment: config.Experiment) -> None:
+    """A run of another config is not gone on with, and not dropped unless that is asked for."""
+    there = Run(folder.path).experiment
+    if there != experiment:
+        raise CrlError(
+            f"{folder.path} is of another config: {_difference(there.plain(), experiment.plain())}; "
+            "--overwrite begins all anew, with another `name` both are kept"
+        )
 
 
 def _difference(there: Any, here: Any, place: str = "") -> str:

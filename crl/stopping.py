@@ -20,7 +20,8 @@ def listening(walk: Any) -> Iterator[None]:
         if walk.asked_to_stop:
             raise KeyboardInterrupt
         walk.asked_to_stop = signal.Signals(number).name
-        walk.terminal.note(f"{walk.asked_to_stop}: stopping at the next safe point")
+        with contextlib.suppress(RuntimeError):  # it was just writing something else
+            walk.terminal.note(f"{walk.asked_to_stop}: stopping at the next safe point")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -72,30 +72,37 @@ class RunFolder:
                     f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
                 )
             self.drop()
+        new = RunFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}"))
+        shutil.rmtree(new.path, ignore_errors=True)
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        write_whole(self.path / "config.yaml", text.encode())
-        self.write_manifest({**manifest, **_surroundings()})
+        write_whole(new.path / "config.yaml", text.encode())
+        new.write_manifest({**manifest, **_surroundings()})
+        new.path.replace(self.path)
 
     def drop(self) -> None:
         """Remove the run that is here, and never anything else."""
         if self.occupied:
             if not (self.path / "manifest.json").is_file():
                 raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
-            with self.taken():
-                shutil.rmtree(self.path)
+            shutil.rmtree(self.path)
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Work on this run alone; who comes second is refused. The lock is the system's, and ends with its process."""
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("a") as file:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CrlError(f"{self.path}: another process is at work on this run") from None
-            yield
-        finally:
-            os.close(handle)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except (BlockingIOError, FileNotFoundError):
+                alone = False
+            if not alone:  # another has the lock, or just gave it back
+                raise CrlError(f"{self.path}: another process is at work on this run")
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
 
     # The manifest.
 
@@ -103,7 +110,7 @@ class RunFolder:
         """What the run says of itself."""
         try:
             data: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CrlError(f"{self.path}: no run is here (there is no manifest.json)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise CrlError(f"{self.path / 'manifest.json'}: cannot be read: {error}") from None

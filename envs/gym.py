@@ -123,7 +123,7 @@ class GymTask:
         tally = Tally()
         obs = engine.obs
         while world.steps < visit.steps:
-            action, world.carry, note = agent.act(obs, world.carry, False)
+            action, world.carry, note = self._act(agent, obs, world.carry)
             step = engine.step(action)
             experience = Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note)
             agent.observe(experience)
@@ -146,6 +146,14 @@ class GymTask:
         if not world.goes_on:
             engine.close()
             world.engine = None
+
+    def _act(self, agent: Agent, obs: Array, carry: Any, greedy: bool = False) -> tuple[Array, Any, Any]:
+        try:
+            return agent.act(obs, carry, greedy)
+        except ValueError:  # torch's distributions
+            if np.isfinite(obs).all():
+                raise
+            raise CrlError(f"{self.name}: an observation is not finite") from None
 
     def _engine(self, visit: Visit) -> Engine:
         world = self.world
@@ -173,7 +181,7 @@ class GymTask:
                 obs, carry = engine.reset(), None
                 total, length = np.zeros(copies), np.zeros(copies, dtype=np.int64)
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
-                    action, carry, _ = agent.act(obs, carry, greedy)
+                    action, carry, _ = self._act(agent, obs, carry, greedy)
                     step = engine.step(action)
                     total += step.reward
                     length += 1
@@ -200,7 +208,7 @@ class GymTask:
             with aside(derive(seed, size)), facing(agent, self):
                 obs, carry = engine.reset(), None
                 for _ in range(math.ceil(size / self.interface.envs)):
-                    action, carry, note = agent.act(obs, carry, False)
+                    action, carry, note = self._act(agent, obs, carry)
                     step = engine.step(action)
                     ended = (step.terminated, step.truncated)
                     rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))

@@ -5,12 +5,14 @@ It pays where a step takes longer than a message to another process does, about 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -38,13 +40,14 @@ class Async:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, which do not survive it
         self.pipes: list[Connection] = []
         processes: list[SpawnProcess] = []
-        for share in self.shares:
-            ours, theirs = context.Pipe()
-            what = pickle.dumps((make, share.stop - share.start, seed, dict(settings or {}), share.start))
-            processes.append(context.Process(target=_serve, args=(theirs, what), daemon=True))
-            processes[-1].start()
-            theirs.close()
-            self.pipes.append(ours)
+        with _deaf():
+            for share in self.shares:
+                ours, theirs = context.Pipe()
+                what = pickle.dumps((make, share.stop - share.start, seed, dict(settings or {}), share.start))
+                processes.append(context.Process(target=_serve, args=(theirs, what), daemon=True))
+                processes[-1].start()
+                theirs.close()
+                self.pipes.append(ours)
         self._end = weakref.finalize(self, _stop, self.pipes, processes)
         self.obs: Array = np.empty(0)
 
@@ -114,6 +117,19 @@ def _serve(pipe: Connection, what: bytes) -> None:
 def _restore(engine: Sync, state: State) -> Array:
     engine.load_state_dict(state)
     return engine.obs
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """A Ctrl-C is for who began the workers: those that begin meanwhile never hear one, not even while they import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set what signals do
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stop(pipes: Sequence[Connection], processes: Sequence[SpawnProcess]) -> None:

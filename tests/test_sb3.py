@@ -15,6 +15,8 @@ from agents.layers import OneHot
 from agents.off_policy import OffPolicy
 from agents.on_policy import OnPolicy
 from agents.ppo import PPO
+from crl.build import build_agent
+from crl.config import Experiment, parse
 from crl.core import Rules, Visit
 from envs.engines import Sync
 from envs.gym import build, join
@@ -151,6 +153,29 @@ def test_every_supported_algorithm_walks(path: str, env: str) -> None:
     assert issubclass(agent_class, OnPolicy if name in ("A2C", "TRPO") else OffPolicy)
     algo = walked(agent_class, env, 2, 128, options)
     assert algo.num_timesteps >= 128 and algo._n_updates > 0
+
+
+class Mine(sb3.PPO):
+    """One's own, which learns as PPO does."""
+
+
+class Other(sb3.PPO):
+    """One's own, which learns in another way."""
+
+    def train(self) -> None:
+        super().train()
+
+
+def test_an_algorithm_of_ones_own_walks() -> None:
+    assert issubclass(adapt(Mine), PPO)
+    assert issubclass(adapt(Other), OnPolicy) and not issubclass(adapt(Other), PPO), "its loss is not known"
+    small = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    tasks = [{"env": "CartPole-v1", "steps": 64}]
+    settings = {"use": "tests.test_sb3.Other", **small}
+    interface = build(env="CartPole-v1", name="one", envs=2).interface
+    agent = build_agent(parse(Experiment, {"tasks": tasks, "agent": settings}), interface, "cpu")
+    assert isinstance(agent.algo, Other)  # type: ignore[attr-defined]
+    assert walked(adapt(Other), "CartPole-v1", 2, 128, small)._n_updates > 0
 
 
 def visits(agent_class: Any, rules: Rules, **options: Any) -> Any:

@@ -1,5 +1,6 @@
 """Several seeds at once: each is the run that it would be alone, and none is lost or left behind."""
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,9 @@ import yaml
 import crl
 from crl.bars import Bars, Progress
 from crl.cli import main
-from crl.seeds import Seeds
+from crl.config import read
+from crl.core import CrlError
+from crl.seeds import Seeds, child
 from crl.stats import iqm
 from crl.store import RunFolder
 from tests.test_resume import remembered
@@ -100,16 +103,38 @@ def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest
     said = capsys.readouterr()
     failed = [line for line in said.err.splitlines() if line.startswith("crl: ")]
     assert len(failed) == 2 and "seed 102 failed: killed by SIGKILL" in failed[1]
-    assert "seed 101 failed: " in failed[0] and "badly" in failed[0]
+    assert "seed 101 failed: " in failed[0] and "RuntimeError: something broke" in failed[0]
     assert "1 seed (100) in " in said.out
     rest = out / "walk" / "Slow" / "seed-101.stderr"
     assert str(rest) in failed[0] and "Traceback" in rest.read_text()
-    assert sorted(path.name for path in rest.parent.iterdir()) == [
+    assert sorted(path.name for path in rest.parent.glob("[!.]*")) == [  # a kill leaves the lock's file, not the lock
         "seed-100",
         "seed-101",
         "seed-101.stderr",
         "seed-102",
     ]
+
+
+def test_what_another_did_meanwhile_is_neither_dropped_nor_done_again(
+    several: tuple[Path, Path, Seeds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder, seeds = several
+    monkeypatch.setattr("crl.seeds._heed", lambda: None)
+    there = seeds.runs[101].path
+    before = {file: file.stat().st_mtime_ns for file in there.rglob("*") if file.is_file()}
+    same = read(path, [("seed", 101)])
+    for experiment, words in ((read(path, [("seed", 101), ("agent.n_steps", 32)]), "another config"), (same, "")):
+        job = {"out": str(folder / "runs"), "config": yaml.safe_dump(experiment.plain())}
+        with pytest.raises(SystemExit, match=words) if words else contextlib.nullcontext():
+            child(job)
+    assert {file: file.stat().st_mtime_ns for file in there.rglob("*") if file.is_file()} == before
+
+
+def test_seeds_that_somebody_walks_are_not_dropped(several: tuple[Path, Path, Seeds]) -> None:
+    path, folder, seeds = several
+    with RunFolder(seeds.runs[101].path).taken(), pytest.raises(CrlError, match="another process is at work"):
+        crl.train_seeds(path, 2, out=folder / "runs", overwrite=True)
+    assert all(run.path.exists() for run in seeds.runs.values()), "the first one's was free"
 
 
 # Stopped.

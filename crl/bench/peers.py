@@ -31,7 +31,7 @@ from crl.core import Array, CrlError
 INSTALL = {"avalanche": "pip install avalanche-lib", "jax": "pip install jax"}
 ONLINE = (784, 1000, 1000, 1000, 10)  # the network of Online Permuted MNIST
 BLOCK = 100  # samples of one scan
-JUDGED = 1_000  # pictures of each task, at most, for an accuracy
+JUDGED = 200  # pictures of each task, at most, for an accuracy
 
 
 class How(NamedTuple):

@@ -116,6 +116,14 @@ RANKS = (
 )
 REPLAY = [{"use": "replay", "size": 2000, "batch": 128, "every": 1}]
 ONE = {"threads": 1}  # as many runs at once as there are cores
+CONVGRU = {  # plain gradient descent at .1 has not left chance after 32 steps
+    "agent.net": {"use": "convgru"},
+    "agent.optimizer": {"use": "adam"},
+    "agent.learning_rate": 3e-3,
+    "stream.samples": 2000,
+    "stream.epochs": 4,
+    "evaluation.samples": 500,
+}
 CONTROLS = {
     "naive SGD": Arm(),
     "LwF": Arm([{"use": "lwf"}]),
@@ -189,7 +197,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
             f"{net} {arm}": Arm(part.methods, changes)
             for net, changes in (
                 ("MLP", {}),
-                ("ConvGRU", {"agent.net": {"use": "convgru"}, "stream.samples": 2000, "evaluation.samples": 500}),
+                ("ConvGRU", CONVGRU),
             )
             for arm, part in CONTROLS.items()
         },
