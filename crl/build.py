@@ -141,9 +141,10 @@ def build_agent(experiment: Experiment, interface: Interface, device: str) -> Ag
 
 
 def _is_algorithm(cls: Any) -> bool:
-    """Whether it is Stable-Baselines3's or made of it; then that is imported already."""
+    """Whether it is Stable-Baselines3's or made of one; then that is imported already."""
     base = sys.modules.get("stable_baselines3.common.base_class")
-    return base is not None and isinstance(cls, type) and issubclass(cls, base.BaseAlgorithm)
+    own = base is not None and isinstance(cls, type) and issubclass(cls, base.BaseAlgorithm)
+    return own or cls.__module__.startswith(("stable_baselines3.", "sb3_contrib."))
 
 
 def build_monitors(specs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

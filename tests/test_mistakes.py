@@ -570,7 +570,7 @@ def test_occupied_by_something_else(refused):
 @pytest.mark.parametrize("out", ["f", "f/deeper"])
 def test_unwritable_out(refused, out):
     Path("f").write_text("a file")
-    contains(refused("--out", out, text=config()), f"{out}/c/ppo/seed-0: Not a directory")
+    contains(refused("--out", out, text=config()), f"{out}/c/ppo: Not a directory")
 
 
 @COMMANDS

@@ -173,7 +173,9 @@ def begun(path: Path, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
     ]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     files = [path.parent / f"{seed}.pid" for seed in (100, 101)]
-    assert until(lambda: all(file.exists() and file.read_text() for file in files)), parent.communicate()
+    if not until(lambda: all(file.exists() and file.read_text() for file in files), 120):
+        there = [path.name for path in path.parent.iterdir()]
+        pytest.fail(f"after two minutes there are {there}; in the end {parent.communicate()}")
     return parent, [int(file.read_text()) for file in files]
 
 
