@@ -125,9 +125,7 @@ def one(number: int, side: str, steps: int = 0) -> None:
         suite(case, steps, side)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    peak = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )  # a child's begins as its parent's, and tells nothing
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # not children's: a fork's begins as its parent's
     found = {"steps_per_second": steps / wall, "steps": steps, "peak_mib": peak}
     print(json.dumps({**found, "cpu_seconds": cpu + children.ru_utime + children.ru_stime}))
 
