@@ -94,7 +94,6 @@ class Walk:
                 now = time.perf_counter()
                 rate = (tick.steps - logged) / max(now - clock, 1e-9)
                 clock, logged = now, tick.steps
-            if tick.numbers:
                 numbers = {**tick.numbers, **self._methods_did()}
                 numbers |= {"time/steps_per_second": rate, "walk/visit": float(visit.index)}
                 self._log(numbers, visit.index, visit.task.name)
