@@ -14,7 +14,7 @@ from torch import nn
 from crl import build
 from crl.core import Boundary, CrlError, Visit, aside, brief, derive
 from crl.detect import Segment
-from crl.linalg import CurvatureError, Spectrum
+from crl.linalg import CurvatureError, Estimate, Spectrum
 from crl.linalg.problem import steady
 
 LOOK = 3  # the name of a random stream, beside the visits' (1) and evaluation's (2)
@@ -95,5 +95,5 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
 
 
 def _numbers(value: Any) -> Any:
-    """A spectrum, or an array of numbers: anything else fails here, where the monitor is to be named."""
-    return value if isinstance(value, Spectrum) else np.asarray(value, dtype=float)
+    """A spectrum, an estimate, or an array: anything else fails here, where the monitor is to be named."""
+    return value if isinstance(value, Spectrum | Estimate) else np.asarray(value, dtype=float)

@@ -281,7 +281,7 @@ class Monitor(Protocol):
     """
 
     def measure(self, boundary: Boundary) -> Mapping[str, Any]:
-        """Numbers by name; or arrays of them, or a `crl.linalg.Spectrum`."""
+        """Numbers by name; or arrays of them, a `crl.linalg.Estimate` (a number with its bracket), or a `Spectrum`."""
         ...
 
 

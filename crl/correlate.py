@@ -186,7 +186,7 @@ def _seen(run: Run) -> dict[str, dict[str, dict[int, float]]]:
     """By phase, name and visit, each number that a monitor saw; not how sure it was of it, nor what it took."""
     found: dict[str, dict[str, dict[int, float]]] = {"init": defaultdict(dict), "end": defaultdict(dict)}
     for record in run.records:
-        aside = record.name.startswith(("time/", "metrics/")) or record.name.endswith(("/half", "/error"))
+        aside = record.name.startswith(("time/", "metrics/")) or record.name.endswith(("/low", "/high", "/error"))
         if looked(record) and not aside and isinstance(record.value, float) and math.isfinite(record.value):
             found[record.phase][record.name][record.visit] = record.value
     return found

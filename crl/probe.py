@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from crl import build
 from crl.boundary import boundary_of, enter, look
 from crl.core import Boundary, CrlError, State, aside, plain, set_random_state
-from crl.linalg import Spectrum
+from crl.linalg import Estimate, Spectrum
 from crl.opened import Run
 
 
@@ -32,6 +32,7 @@ class Seen:
     logged: dict[str, float | list[float]]
     spectra: dict[str, Spectrum]
     problems: dict[str, str]
+    unresolved: dict[str, str] = field(default_factory=dict)  # numbers that are NaN, and why
     otherwise: bool = False  # whether options other than the run's were asked for
 
     @property
@@ -41,16 +42,18 @@ class Seen:
         return [name for name in both if not np.array_equal(self.numbers[name], self.logged[name], equal_nan=True)]
 
     def table(self) -> str:
-        """A line for each number: its value, standard error, change from half the steps, and the log's value."""
-        shown = [name for name in self.numbers if not name.endswith(("/error", "/half"))]
+        """A line for each number: its value, bracket and standard error, and the log's value."""
+        parts = ("low", "high", "error")
+        shown = [name for name in self.numbers if not name.endswith(tuple(f"/{part}" for part in parts))]
         wide = max([len(name) for name in shown] + [8])
         lines = [f"{self.run}: visit {self.visit} ({self.task}), {self.phase}, step {self.step:,}"]
         if shown:
-            lines.append(f"{'':<{wide}}  {'value':>12}  {'error':>12}  {'from half':>12}  {'logged':>12}")
+            lines.append(f"{'':<{wide}}  {'value':>12}  {'low':>12}  {'high':>12}  {'error':>12}  {'logged':>12}")
         for name in shown:
-            cells = [self.numbers[name], *(self.numbers.get(f"{name}/{part}") for part in ("error", "half"))]
-            value, error, half = (_cell(cell) for cell in cells)
-            lines.append(f"{name:<{wide}}  {value:>12}  {error:>12}  {half:>12}  {_cell(self.logged.get(name)):>12}")
+            bracket = [self.numbers.get(f"{name}/{part}") for part in parts]
+            cells = [_cell(cell) for cell in (self.numbers[name], *bracket, self.logged.get(name))]
+            lines.append(f"{name:<{wide}}  {'  '.join(f'{cell:>12}' for cell in cells)}")
+        lines += [f"{name}: {why}" for name, why in self.unresolved.items()]
         lines += [f"{name}: {why}" for name, why in self.problems.items()]
         if self.logged:
             same = len([name for name in self.numbers if name in self.logged])
@@ -67,6 +70,7 @@ class Seen:
         }
         head = {"run": self.run, "visit": self.visit, "phase": self.phase, "task": self.task, "step": self.step}
         found = {"numbers": self.numbers, "logged": self.logged, "problems": self.problems, "spectra": spectra}
+        found["unresolved"] = self.unresolved
         return json.dumps(_sayable({**head, **found}), indent=1, allow_nan=False)
 
 
@@ -101,7 +105,7 @@ def _probe(
     if phase == "end":
         boundary, state = _boundary(run, visit, "end", tell)
     numbers: dict[str, float | list[float]] = {}
-    spectra, problems = {}, {}
+    spectra, problems, unresolved = {}, {}, {}
     for name, monitor in looking.items():
         found, problem = look(name, monitor, boundary)
         if problem or (names and not found):
@@ -109,11 +113,17 @@ def _probe(
         for key, value in found.items():
             if isinstance(value, Spectrum):
                 spectra[key] = value
+            elif isinstance(value, Estimate):
+                numbers |= value.numbers(key)
+                if value.reason:
+                    unresolved[key] = value.reason
             else:
                 numbers[key] = plain(value)
     logged = {r.name: r.value for r in run.records if r.visit == visit and r.phase == phase and r.name in numbers}
     task = boundary.task.name
-    return Seen(str(run.path), visit, phase, task, boundary.step, numbers, logged, spectra, problems, bool(options))
+    return Seen(
+        str(run.path), visit, phase, task, boundary.step, numbers, logged, spectra, problems, unresolved, bool(options)
+    )
 
 
 def _monitors(run: Run, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

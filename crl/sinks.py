@@ -117,7 +117,7 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         """Draw a number as a point of a curve, and an array as a histogram of what is finite in it."""
-        if record.name.endswith(("/half", "/error")):  # how sure a number is: the log has it
+        if record.name.endswith("/error"):  # the log has it; the bracket is drawn
             return
         step = record.visit if looked(record) else record.step
         if not isinstance(record.value, list):
@@ -228,9 +228,9 @@ def _layout(tasks: Sequence[str], measure: str) -> dict[str, dict[str, list[Any]
             "transfer": ["Multiline", ["^metrics/.*transfer"]],
         },
         "Inside, by visit": {
-            "Hessian at the start of a visit: share of |eigenvalues| above .01": [
+            "Hessian at the start of a visit: share of |eigenvalues| above .01, and its bracket": [
                 "Multiline",
-                ["^hessian/[^/]*/epsilon_rank_0.01/init$"],
+                ["^hessian/[^/]*/epsilon_rank_0.01/((low|high)/)?init$"],
             ],
             "effective rank of the last hidden layers": ["Multiline", ["^erank/[^/]*/last/effective_rank/(init|end)$"]],
             "ranks, of their peak": ["Multiline", ["^(erank/.*|weight_rank/[^/]*/mean)/of_peak/"]],

@@ -34,7 +34,7 @@ from crl.core import (
     random_state,
     set_random_state,
 )
-from crl.linalg import Spectrum
+from crl.linalg import Estimate, Spectrum
 
 TICK = 2_048  # a visit of three times as many steps has a middle to stop in
 PPO = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}  # a small agent for monitors and methods
@@ -107,9 +107,10 @@ def check_monitor(monitor: Monitor) -> None:
             _same(_everything(trial), before, "measure() changes", "work on copies")
             assert isinstance(found, Mapping), f"measure() must return a mapping, not a {type(found).__name__}."
             for name, value in found.items():
-                plain = isinstance(value, Spectrum) or np.asarray(value).dtype.kind in "biuf"
+                plain = isinstance(value, Spectrum | Estimate) or np.asarray(value).dtype.kind in "biuf"
                 assert plain and isinstance(name, str), (
-                    f"measure() returns {value!r} for {name!r}: it must be a number, an array of numbers or a Spectrum."
+                    f"measure() returns {value!r} for {name!r}: it must be a number, an array of numbers, "
+                    "an Estimate or a Spectrum."
                 )
             trial.go()
     if hasattr(monitor, "state_dict"):

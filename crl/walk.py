@@ -25,7 +25,7 @@ from crl.core import (
     set_random_state,
 )
 from crl.detect import Detector
-from crl.linalg import Spectrum
+from crl.linalg import Estimate, Spectrum
 from crl.opened import Run, restore, visit_areas
 from crl.stopping import Stopped
 from crl.store import RunFolder
@@ -149,6 +149,8 @@ class Walk:
                 if isinstance(value, Spectrum):
                     self.folder.write_spectrum(visit.index, phase, key, value)
                     self.board.spectrum(visit.index, phase, key, value)
+                elif isinstance(value, Estimate):
+                    self._log(value.numbers(key), visit.index, visit.task.name, phase, note=value.reason)
                 else:
                     self._log({key: value}, visit.index, visit.task.name, phase)
             if problem:

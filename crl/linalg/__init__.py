@@ -19,12 +19,15 @@ from crl.linalg.ranks import (
     srank,
     stable_rank,
 )
-from crl.linalg.spectrum import Estimate, Spectrum, hessian_spectrum, hutchinson, merged, spectrum, supervised
+from crl.linalg.resolve import Effort, exact_spectrum, ggn_spectrum, hessian_spectrum, hutchinson, spectrum, supervised
+from crl.linalg.spectrum import Block, Estimate, Spectrum, merged
 
 __all__ = [
     "GGN",
     "RANKS",
+    "Block",
     "CurvatureError",
+    "Effort",
     "Estimate",
     "Factors",
     "Gram",
@@ -36,8 +39,10 @@ __all__ = [
     "effective_rank",
     "effective_rank_to_raise",
     "entropy_rank",
+    "exact_spectrum",
     "extremes",
     "feature_rank",
+    "ggn_spectrum",
     "hessian_spectrum",
     "hutchinson",
     "kronecker",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,58 +19,80 @@ from crl.core import Array
 from crl.linalg.operators import Operator
 from crl.linalg.problem import CurvatureError
 
-BREAKDOWN = 1e-6  # of the largest entry of T so far, in float32; 1e-12 in float64
+BREAKDOWN = {
+    torch.float32: 1e-6,
+    torch.float64: 1e-12,
+}  # of the largest entry of T so far: nothing is left
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """What a probe vector found: the diagonal and the off-diagonal of T."""
+    """What a probe vector found after m steps: the diagonal and the off-diagonal of T, and the norm of what is left.
+
+    `off` has m entries: the last one leads out of T, and is 0 where the probe has seen all that it can.
+    """
 
     diagonal: Array
     off: Array
 
-    def ritz(self, steps: int | None = None) -> tuple[Array, Array]:
-        """(Ritz values, weights that sum to 1) after so many steps: a quadrature of the spectral density."""
-        steps = min(steps or len(self.diagonal), len(self.diagonal))
-        small = np.diag(self.diagonal[:steps])
-        small += np.diag(self.off[: steps - 1], 1) + np.diag(self.off[: steps - 1], -1)
+    @cached_property
+    def decomposed(self) -> tuple[Array, Array]:
+        """(Ritz values, rising; the eigenvectors of T, a column each)."""
+        inner = self.off[:-1]
+        small = np.diag(self.diagonal) + np.diag(inner, 1) + np.diag(inner, -1)
         values, vectors = torch.linalg.eigh(torch.from_numpy(small))  # numpy's own threads fight torch's
-        return values.numpy(), vectors[0].square().numpy()
+        return values.numpy(), vectors.numpy()
+
+    def ritz(self) -> tuple[Array, Array]:
+        """(Ritz values, weights that sum to 1): a quadrature of the probe's spectral density."""
+        values, vectors = self.decomposed
+        return values, vectors[0] ** 2
+
+
+class Recursion:
+    """Lanczos's recursion from a block of start vectors (k, size), which can be taken further later.
+
+    All vectors go through the operator as one block; each has a basis of its own.
+    """
+
+    def __init__(self, operator: Operator, start: Tensor, longest: int) -> None:
+        count, size = start.shape
+        self.operator, self.longest = operator, min(longest, size)
+        self._basis = start.new_empty(count, self.longest, size)  # memory is taken when it is written to
+        self._diagonal, self._off = np.zeros((count, self.longest)), np.zeros((count, self.longest))
+        self._vectors = start / start.norm(dim=1, keepdim=True)
+        self._going = list(range(count))
+        self._lengths = [0] * count
+
+    def extend(self, steps: int) -> list[Tridiagonal]:
+        """Go on until every vector has taken so many steps or its basis spans all there is; what each has found."""
+        while self._going and self._lengths[self._going[0]] < min(steps, self.longest):
+            self._step(self._lengths[self._going[0]])
+        return [Tridiagonal(self._diagonal[i, :n], self._off[i, :n]) for i, n in enumerate(self._lengths)]
+
+    def _step(self, step: int) -> None:
+        self._basis[self._going, step] = self._vectors
+        images = self.operator.rows(self._vectors)
+        if not torch.isfinite(images).all():
+            raise CurvatureError("a product with the matrix is not finite: the curvature is too large, or not a number")
+        rest, going = [], []
+        for image, vector, index in zip(images, self._vectors, self._going, strict=True):
+            self._diagonal[index, step] = float(image.double() @ vector.double())
+            _orthogonalise(image, self._basis[index, : step + 1])
+            norm = float(image.norm())
+            self._lengths[index] = step + 1
+            scale = max(np.abs(self._diagonal[index, : step + 1]).max(), self._off[index, :step].max(initial=0.0))
+            if norm > BREAKDOWN[image.dtype] * scale and scale > 0.0:
+                self._off[index, step] = norm
+                rest.append(image / norm)
+                going.append(index)
+        self._going = going
+        self._vectors = torch.stack(rest) if rest else self._vectors[:0]
 
 
 def lanczos(operator: Operator, start: Tensor, steps: int) -> list[Tridiagonal]:
-    """A tridiagonal matrix for each row of `start`, (k, size); all rows go through the operator as one block."""
-    count, size = start.shape
-    steps = min(steps, size)
-    kind = {"dtype": start.dtype, "device": start.device}
-    basis = torch.zeros(count, steps, size, **kind)  # type: ignore[call-overload]
-    diagonal, off = np.zeros((count, steps)), np.zeros((count, steps))
-    lengths = [steps] * count
-    live = list(range(count))
-    vectors = start / start.norm(dim=1, keepdim=True)
-    tiny = 1e-12 if start.dtype == torch.float64 else BREAKDOWN
-    for step in range(steps):
-        basis[live, step] = vectors
-        images = operator.rows(vectors)
-        if not torch.isfinite(images).all():
-            raise CurvatureError("a product with the matrix is not finite: the curvature is too large, or not a number")
-        going = []
-        for row, index in enumerate(live):
-            image = images[row]
-            diagonal[index, step] = float(image.double() @ vectors[row].double())
-            _orthogonalise(image, basis[index, : step + 1])
-            off[index, step] = float(image.norm())
-            scale = max(np.abs(diagonal[index, : step + 1]).max(), off[index, :step].max(initial=0.0))
-            if off[index, step] <= tiny * scale or scale == 0.0:
-                lengths[index] = step + 1
-            elif step + 1 < steps:
-                vectors[row] = image / off[index, step]
-                going.append(row)
-        live = [live[row] for row in going]
-        if not live:
-            break
-        vectors = vectors[going]
-    return [Tridiagonal(diagonal[i, :n], off[i, : n - 1]) for i, n in enumerate(lengths)]
+    """A tridiagonal matrix for each row of `start`, (k, size), after so many steps."""
+    return Recursion(operator, start, steps).extend(steps)
 
 
 def each_probe(

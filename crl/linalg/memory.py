@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crl.linalg.operators import KEEP
-from crl.linalg.problem import Problem, rows, steady
+from crl.linalg.operators import KEEP, Gram
+from crl.linalg.problem import CurvatureError, Problem, rows, steady
 
 TRIAL = 16  # samples whose graph is weighed
 
@@ -40,6 +40,19 @@ def needed(problem: Problem, steps: int) -> int:
     trial = min(TRIAL, problem.samples)
     held = problem.samples if problem.samples <= KEEP else min(problem.chunk or problem.samples, problem.samples)
     return basis + graph(problem, trial) * held // trial
+
+
+def room_for_gram(problem: Problem) -> None:
+    """Refuse a Gram matrix of samples x outputs that does not fit in memory."""
+    size, free = Gram.rows_of(problem), available(problem.like.device)
+    if free is not None and (need := 32 * size**2 + graph(problem, 2) * problem.samples // 2) > free:
+        what = f"{problem.samples:,} samples of {size // problem.samples} outputs"
+        raise CurvatureError(too_much(what, need, free, "samples"))
+
+
+def too_much(what: str, need: int, free: int, rather: str) -> str:
+    """The sentence about memory."""
+    return f"{what} need {need / 2**30:.2g} GiB and {free / 2**30:.2g} are free: take fewer {rather}"
 
 
 def graph(problem: Problem, samples: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crl.linalg.problem import Batch, CurvatureError, Problem, flat, steady, unflat
+from crl.linalg.problem import Batch, CurvatureError, Problem, flat, rows, steady, unflat
 
 SMALL = 100_000  # parameters up to which a product keeps no more than one core busy, and a second basis is light
 KEEP = 2_048  # samples whose graph is kept between products; with more, each chunk's is built anew
@@ -261,6 +261,12 @@ class Gram(_JacobianOperator):
             out.append(torch.einsum("nij,knj->kni", root, pushed).flatten(1))
         return torch.cat(out, 1)
 
+    @staticmethod
+    def rows_of(problem: Problem) -> int:
+        """Samples x outputs."""
+        with torch.no_grad(), steady(problem.module):
+            return problem.samples * problem.outputs(rows(problem.batch, 0, 2)).reshape(2, -1).shape[1]
+
     def residual(self) -> Tensor:
         """L^-1/2 times the derivative of the loss by the outputs: J' L^1/2 of it is the gradient.
 
@@ -300,6 +306,16 @@ def output_weight(problem: Problem, outputs: Tensor, batch: Batch, weight: str) 
     if mixed is not None and samples > 1 and mixed[1:].abs().max() > 1e-6 * found.abs().max():
         raise CurvatureError("the objective mixes samples: it must be a mean of one term for each sample")
     return (found + found.transpose(1, 2)) / 2
+
+
+def loss_weight(problem: Problem) -> Tensor:
+    """L of all samples: the second derivative of the mean loss by the outputs, (samples, numbers, numbers)."""
+    parts = []
+    for batch, share in problem.chunks():
+        with torch.no_grad(), steady(problem.module):
+            outputs = problem.outputs(batch)
+        parts.append(output_weight(problem, outputs.reshape(len(outputs), -1), batch, "loss") * share)
+    return torch.cat(parts)
 
 
 def root_of(weight: Tensor, kind: str) -> Tensor:

@@ -1,7 +1,8 @@
-"""The spectrum of a matrix and what it comes to: counts from Ritz values and weights, never from a smoothed curve.
+"""The spectrum of a matrix and what it comes to: counts and sums with proved bounds, never a smoothed curve.
 
-Stochastic Lanczos quadrature (Golub and Welsch 1969; Ubaru, Chen and Saad 2017) with several probe vectors, hence a
-standard error for each number; every eigenvalue by `eigvalsh` where that is no dearer.
+Stochastic Lanczos quadrature (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). A count between two Ritz values is not
+known, and neither its spread over probes nor more probes show by how much: every probe makes the same mistake. So each
+count has a bracket (`crl.linalg.brackets`), and is NaN, with the reason, where the bracket is wide.
 """
 
 from __future__ import annotations
@@ -11,126 +12,263 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from crl.core import Array
-from crl.linalg.lanczos import each_probe, probes
-from crl.linalg.operators import Hessian, Operator, Restricted
-from crl.linalg.problem import Problem
+from crl.linalg.brackets import SIGMAS, beyond, integral, with_chance
+from crl.linalg.lanczos import Tridiagonal
 
-FLOOR = 500  # rows up to which every eigenvalue is computed in any case
-DENSE = 3_000  # rows of the largest matrix that is ever written down
 EPS = (1e-3, 1e-2, 1e-1)  # absolute thresholds of the epsilon-rank
 RELATIVE = (1e-3, 1e-2)  # and thresholds relative to the largest eigenvalue by magnitude
+RESOLUTION = 0.05  # a count whose bracket is wider than this is not known
+EARLIER = "was written by an earlier version, without what bounds are made of: look again with `crl probe`"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its standard error over probe vectors, and its change from half the steps; both 0 where it is exact.
+    """A number and what is known about it: the truth is between `low` and `high`, at four standard errors of chance.
 
-    An extreme eigenvalue is the furthest that any probe found, its error that of the probes' own furthest.
+    `error` is one standard error over probe vectors. Not resolved means that the bracket is too wide to speak of a
+    number: `value` is then NaN and `reason` says why. Exact numbers have low = value = high.
     """
 
     value: float
+    low: float
+    high: float
     error: float = 0.0
-    half: float = 0.0
+    reason: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether there is a number."""
+        return not self.reason
+
+    def numbers(self, name: str) -> dict[str, float]:
+        """As records: the value, and its bracket and standard error where it is not exact."""
+        found = {name: self.value}
+        if self.low < self.high:
+            found |= {f"{name}/low": self.low, f"{name}/high": self.high}
+        if self.error > 0:
+            found[f"{name}/error"] = self.error
+        return found
+
+
+@dataclass(frozen=True)
+class Block:
+    """A diagonal block of the matrix: its eigenvalues, or what each probe vector saw of it."""
+
+    size: int
+    eigenvalues: Array | None = None  # equally many times each: a single one stands for a block of equal ones
+    seen: tuple[Tridiagonal, ...] = ()
+    blur: float = 0.0  # how far rounding in the products may have moved an eigenvalue
+
+    @property
+    def trials(self) -> float:
+        """Rows x probes: what chance falls with."""
+        return float(self.size * len(self.seen))
+
+    @cached_property
+    def nodes(self) -> list[tuple[Array, Array]]:
+        """(values, weights that sum to 1): of each probe, or the eigenvalues."""
+        if self.eigenvalues is not None:
+            return [(self.eigenvalues, np.full(len(self.eigenvalues), 1 / len(self.eigenvalues)))]
+        return [each.ritz() for each in self.seen]
+
+    def mean(self, function: Callable[[Array], Array]) -> float:
+        """The mean of a function over the spectrum, by quadrature."""
+        return float(np.mean([float(weights @ function(values)) for values, weights in self.nodes]))
+
+    def share_beyond(self, eps: float) -> tuple[float, float, float]:
+        """(value, low, high) of the share of eigenvalues beyond eps by magnitude, before chance."""
+        if self.eigenvalues is None:
+            found = np.mean([beyond(each, eps, self.blur) for each in self.seen], axis=0)
+            return float(found[0]), float(found[1]), float(found[2])
+        sizes = np.abs(self.eigenvalues)
+        low, value = float((sizes > eps + self.blur).mean()), float((sizes > eps).mean())
+        return value, low, float((sizes > eps - self.blur).mean())
+
+    def total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
+        """(value, low, high) of the sum of a function over the eigenvalues, with chance; `turns` as for `integral`.
+
+        The function is 0 at 0, and nowhere steeper than there: rounding moves it by no more than its value at `blur`.
+        """
+        value = self.size * self.mean(function)
+        if self.eigenvalues is not None:
+            return value, value, value
+        moved = self.size * float(np.abs(function(np.array([-self.blur, self.blur]))).max())
+        bounds = self.size * np.mean([integral(each, function, turns) for each in self.seen], axis=0)
+        square = self.size * self.mean(lambda x: function(x) ** 2)
+        chance = SIGMAS * math.sqrt(2 * square / len(self.seen))
+        return value, float(bounds[0]) - chance - moved, float(bounds[1]) + chance + moved
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues, or Ritz values that stand for them: for each probe a row of values, and of weights that sum to 1."""
+    """The eigenvalues of a matrix as far as they are known: those of its diagonal blocks, together."""
 
-    values: Array = field(repr=False)  # (probes, steps), float64; padded with weight 0 where a probe ended early
-    weights: Array = field(repr=False)
-    size: int  # of the matrix
-    half: tuple[Array, Array] | None = field(default=None, repr=False)  # after half the steps; None where exact
+    blocks: tuple[Block, ...] = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    zero_rows: int = 0  # rows of the matrix that are zero: inputs never seen, dead units
+    resolution: float = RESOLUTION
+
+    @property
+    def size(self) -> int:
+        """Rows of the matrix."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def zero_rows(self) -> int:
+        """Rows of the matrix that are zero: inputs never seen, dead units."""
+        return sum(block.size for block in self.blocks if block.eigenvalues is not None and not block.eigenvalues.any())
 
     @property
     def exact(self) -> bool:
         """Whether these are the eigenvalues themselves."""
-        return self.half is None
+        return all(block.eigenvalues is not None for block in self.blocks)
 
-    def _mean(self, number: Callable[[Array, Array], float]) -> Estimate:
-        """A function of (values, weights), for each probe."""
-        each = np.array([number(v, w) for v, w in zip(self.values, self.weights, strict=True)])
-        if self.half is None:
-            return Estimate(float(each.mean()))
-        before = np.mean([number(v, w) for v, w in zip(*self.half, strict=True)])
-        return Estimate(float(each.mean()), _error(each), float(each.mean() - before))
+    @cached_property
+    def _merged(self) -> tuple[Array, Array]:
+        count = max(len(block.nodes) for block in self.blocks)
+        width = sum(max(len(values) for values, _ in block.nodes) for block in self.blocks)
+        values, weights = np.zeros((count, width)), np.zeros((count, width))
+        start = 0
+        for block in self.blocks:
+            for row in range(count):
+                own, shares = block.nodes[row % len(block.nodes)]
+                values[row, start : start + len(own)] = own
+                weights[row, start : start + len(own)] = shares * (block.size / self.size)
+            start += max(len(own) for own, _ in block.nodes)
+        return values, weights
 
-    def _extreme(self, pick: Callable[[Array], float]) -> Estimate:
-        each = [float(pick(v[w > 0])) for v, w in zip(self.values, self.weights, strict=True)]
-        found = float(pick(np.array(each)))
-        if self.half is None:
-            return Estimate(found)
-        return Estimate(found, _error(each), found - float(pick(self.half[0][self.half[1] > 0])))
+    @property
+    def values(self) -> Array:
+        """For pictures: eigenvalues or Ritz values, a row a probe; padded with zeros of weight 0."""
+        return self._merged[0]
+
+    @property
+    def weights(self) -> Array:
+        """Their weights, which sum to 1 in each row."""
+        return self._merged[1]
+
+    def _extreme(self, pick: Callable[..., Any]) -> Estimate:
+        """The furthest that any probe found; an eigenvalue lies within `error` of it, and one may lie further out."""
+        found = [
+            (float(pick(values)), 0.0 if block.eigenvalues is not None else _residual(block.seen[row], pick))
+            for block in self.blocks
+            for row, (values, _) in enumerate(block.nodes)
+        ]
+        value, error = pick(found)
+        return Estimate(value, value, value, error)
 
     @property
     def lambda_max(self) -> Estimate:
         """The largest eigenvalue."""
-        return self._extreme(np.max)
+        return self._extreme(max)
 
     @property
     def lambda_min(self) -> Estimate:
         """The smallest eigenvalue."""
-        return self._extreme(np.min)
-
-    @property
-    def trace(self) -> Estimate:
-        """The sum of eigenvalues (Hutchinson's estimate over the probes)."""
-        return self._mean(lambda v, w: self.size * float(v @ w))
+        return self._extreme(min)
 
     @property
     def magnitude(self) -> float:
         """The largest eigenvalue by magnitude."""
         return max(abs(self.lambda_max.value), abs(self.lambda_min.value))
 
+    @property
+    def trace(self) -> Estimate:
+        """The sum of eigenvalues: Hutchinson's estimate, whose variance is at most 2 (|A|_F^2 - tr^2 / n) / probes."""
+        value, variance = 0.0, 0.0
+        for block in self.blocks:
+            mean = block.mean(lambda x: x)
+            value += block.size * mean
+            if block.eigenvalues is None:
+                spread = max(block.mean(lambda x: x**2) - mean**2, 0.0)
+                variance += 2 * block.size * spread / len(block.seen)
+        error = math.sqrt(variance)
+        return Estimate(value, value - SIGMAS * error, value + SIGMAS * error, error)
+
     def epsilon_rank(self, eps: float) -> Estimate:
         """The share of eigenvalues beyond eps by magnitude."""
-        return self._mean(lambda v, w: min(1.0, float(w[np.abs(v) > eps].sum() / w[w > 0].sum())))
+        value = low = high = chance = variance = 0.0
+        for block in self.blocks:
+            share = block.size / self.size
+            middle, least, most = block.share_beyond(eps)
+            value, low, high = value + share * middle, low + share * least, high + share * most
+            if block.eigenvalues is None:
+                chance += share * with_chance(least, most, block.trials)
+                variance += (share * math.sqrt(2 * middle * (1 - middle) / block.trials)) ** 2
+        wide, blur = high - low, max(block.blur for block in self.blocks)
+        low, high = max(low - chance, 0.0), min(high + chance, 1.0)
+        reason = ""
+        if high - low > self.resolution:
+            what = f"{eps:.3g} is finer than the products are precise ({blur:.1g})" if eps <= 2 * blur else (
+                "few probes" if wide <= self.resolution / 2 else "too few steps tell eigenvalues apart there"
+            )  # fmt: skip
+            reason = f"between {low:.3g} and {high:.3g}: {what}"
+        exact = self.exact and not wide
+        return Estimate(value if not reason else math.nan, low if not exact else value, high if not exact else value,
+                        math.sqrt(variance), reason)  # fmt: skip
 
     def relative_rank(self, share: float) -> Estimate:
         """The share of eigenvalues beyond a share of the largest by magnitude."""
         return self.epsilon_rank(share * self.magnitude)
 
+    def _total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
+        value, low, high = np.sum([block.total(function, turns) for block in self.blocks], axis=0)
+        return float(value), max(float(low), 0.0), float(high)
+
     @property
     def negative_mass(self) -> Estimate:
         """The share of negative eigenvalues in the sum of magnitudes."""
-
-        def share(v: Array, w: Array) -> float:
-            total = float(np.abs(v) @ w)
-            return float(np.abs(v[v < 0]) @ w[v < 0]) / total if total > 0 else 0.0
-
-        return self._mean(share)
+        value, low, high = self._total(lambda x: np.clip(-x, 0, None), (0.0,))
+        other, least, most = self._total(lambda x: np.clip(x, 0, None), (0.0,))
+        if not value + other > 0:
+            return Estimate(0.0, 0.0, 0.0)
+        found = value / (value + other)
+        if self.exact:
+            return Estimate(found, found, found)
+        low, high = low / max(low + most, 1e-300), high / max(high + least, 1e-300)
+        reason = f"between {low:.3g} and {high:.3g}" if high - low > 2 * self.resolution else ""
+        return Estimate(found if not reason else math.nan, low, high, reason=reason)
 
     @property
     def effective_rank(self) -> Estimate:
-        """exp of the entropy of magnitudes as shares of their sum, over all eigenvalues (not over Ritz values)."""
+        """exp of the entropy of magnitudes as shares of their sum, over all eigenvalues (not over Ritz values).
 
-        def rank(v: Array, w: Array) -> float:
-            size = np.abs(v)
-            total = self.size * float(size @ w)
-            if total <= 0:
-                return 0.0
-            shares = size[size > 0] / total
-            return float(np.exp(-self.size * (w[size > 0] * shares) @ np.log(shares)))
+        With x the magnitudes over the largest, A = sum x and B = sum x ln(1/x), it is A exp(B / A). Resolved where the
+        bracket is within a tenth.
+        """
+        top = self.magnitude
+        if not top > 0:
+            return Estimate(0.0, 0.0, 0.0)
+        turn = top / math.e
+        value, low, high = self._total(lambda x: np.abs(x) / top, (0.0,))
+        other, least, most = self._total(lambda x: _surprise(np.abs(x) / top), (-turn, 0.0, turn))
+        found = value * math.exp(min(other / value, 700.0))
+        if self.exact:
+            return Estimate(found, found, found)
+        low, high = max(low, 1.0), max(high, 1.0)  # the largest alone makes 1
+        ends = [a * math.exp(min(least / a, 700.0)) for a in (low, high, min(max(least, low), high))]
+        tops = [a * math.exp(min(most / a, 700.0)) for a in (low, high)]
+        low, high = max(min(ends), 1.0), min(max(tops), float(self.size))
+        reason = f"between {low:.3g} and {high:.3g}" if high > (1 + 2 * RESOLUTION) * low else ""
+        return Estimate(found if not reason else math.nan, low, high, reason=reason)
 
-        return self._mean(rank)
+    def trainable(self, rho: float, eps: float) -> bool | None:
+        """The necessary condition of tau-trainability, rank(H) >= rho, by the normalised rank (arXiv 2509.22335 v1).
 
-    def trainable(self, rho: float, eps: float) -> bool:
-        """The necessary condition of tau-trainability, rank(H) >= rho, by the normalised rank (arXiv 2509.22335 v1)."""
-        return self.epsilon_rank(eps).value >= rho
+        None where rho lies inside the bracket.
+        """
+        rank = self.epsilon_rank(eps)
+        return True if rank.low >= rho else False if rank.high < rho else None
 
-    def numbers(self, eps: Sequence[float] = EPS, relative: Sequence[float] = RELATIVE) -> dict[str, float]:
-        """Everything above by name; `/error` is the standard error, `/half` the change from half the steps."""
-        estimates = {
+    def estimates(self, eps: Sequence[float] = EPS, relative: Sequence[float] = RELATIVE) -> dict[str, Estimate]:
+        """Everything above by name."""
+        return {
             "lambda_max": self.lambda_max,
             "lambda_min": self.lambda_min,
             "trace": self.trace,
@@ -139,12 +277,12 @@ class Spectrum:
             **{f"epsilon_rank_{value:g}": self.epsilon_rank(value) for value in eps},
             **{f"relative_rank_{value:g}": self.relative_rank(value) for value in relative},
         }
+
+    def numbers(self, eps: Sequence[float] = EPS, relative: Sequence[float] = RELATIVE) -> dict[str, float]:
+        """The same as numbers: `/low` and `/high` are the bracket, `/error` the standard error over probes."""
         found = {"zero_rows": self.zero_rows / self.size}
-        for name, estimate in estimates.items():
-            found[name] = estimate.value
-            if not self.exact:
-                found[f"{name}/half"] = estimate.half
-                found[f"{name}/error"] = estimate.error
+        for name, estimate in self.estimates(eps, relative).items():
+            found |= estimate.numbers(name)
         return found
 
     def save(self, path: Path | str) -> None:
@@ -153,144 +291,49 @@ class Spectrum:
 
     def packed(self) -> bytes:
         """The content of such a file."""
-        arrays: dict[str, Any] = {"values": self.values, "weights": self.weights}
-        if self.half is not None:
-            arrays |= {"half_values": self.half[0], "half_weights": self.half[1]}
+        arrays: dict[str, Array] = {"values": self.values, "weights": self.weights}
+        for i, block in enumerate(self.blocks):
+            if block.eigenvalues is not None:
+                arrays[f"eigenvalues_{i}"] = block.eigenvalues
+            for j, each in enumerate(block.seen):
+                arrays[f"probe_{i}_{j}"] = np.stack([each.diagonal, each.off])
+        blocks = [[block.size, block.blur, len(block.seen)] for block in self.blocks]
+        head = {"blocks": blocks, "resolution": self.resolution, "settings": dict(self.settings)}
         file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            settings=np.array(json.dumps({**self.settings, "size": self.size, "zero_rows": self.zero_rows})),
-            **arrays,
-        )
+        np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
         return file.getvalue()
 
     @classmethod
     def load(cls, path: Path | str) -> Spectrum:
         """Read what `save` wrote; no content of the file is run."""
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            settings = json.loads(str(data["settings"]))
-            half = (data["half_values"], data["half_weights"]) if "half_values" in data else None
-            size, none = settings.pop("size"), settings.pop("zero_rows")
-            return cls(data["values"], data["weights"], size, half, settings, none)
-
-
-def spectrum(
-    operator: Operator,
-    count: int = 10,
-    steps: int = 100,
-    seed: int = 0,
-    dense: int | None = None,
-    tell: Callable[[str], None] = lambda what: None,
-) -> Spectrum:
-    """The spectrum of a symmetric operator, by `count` probe vectors and `steps` Lanczos steps.
-
-    Rows that are zero are set aside first. Up to `dense` rows every eigenvalue is computed instead: by default where
-    that takes no more products. Where many eigenvalues crowd around a threshold, too few steps miscount them, which no
-    probe's standard error shows: the change from half the steps usually does, but is no bound.
-    """
-    places = live(operator, seed)
-    none = operator.size - len(places)
-    settings = {"probes": count, "steps": steps, "seed": seed}
-    zeros = Spectrum(np.zeros((1, 1)), np.ones((1, 1)), none, None, {**settings, "exact": True}, none)
-    if none == operator.size:
-        return zeros
-    matrix = Restricted(operator, places) if none else operator
-    if matrix.size <= (min(max(count * steps, FLOOR), DENSE) if dense is None else dense):
-        tell("every eigenvalue")
-        values = torch.linalg.eigvalsh(matrix.dense().double().cpu()).numpy()[None]
-        found = Spectrum(values, np.full(values.shape, 1 / matrix.size), matrix.size, None, zeros.settings)
-    else:
-        each = each_probe(matrix, probes(matrix.size, count, seed, matrix.like), steps, tell)
-        whole, half = _padded([t.ritz() for t in each]), _padded([t.ritz(max(1, steps // 2)) for t in each])
-        found = Spectrum(*whole, matrix.size, half, {**settings, "exact": False})
-    return merged([found, zeros]) if none else found
-
-
-def live(operator: Operator, seed: int) -> Tensor:
-    """The rows that are not zero: those of inputs never seen and of dead units are, and are counted without error.
-
-    A row that leaves a vector of random numbers at exactly zero is one.
-    """
-    mark = torch.randn(operator.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (operator.rows(mark.to(operator.like)[None])[0] != 0).nonzero()[:, 0]
-
-
-def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
-    """The trace, from random sign vectors, with its standard error (Hutchinson 1989)."""
-    each = [
-        float((start @ operator.rows(start[None])[0]).double())
-        for start in probes(operator.size, count, seed, operator.like)
-    ]
-    return Estimate(float(np.mean(each)), _error(each))
-
-
-def _error(each: Sequence[float] | Array) -> float:
-    """The standard error of a mean; NaN of a single one."""
-    return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
+            if "head" not in data:
+                raise ValueError(f"{path} {EARLIER}")
+            head = json.loads(str(data["head"]))
+            blocks = []
+            for i, (size, blur, count) in enumerate(head["blocks"]):
+                eigenvalues = data.get(f"eigenvalues_{i}")
+                seen = tuple(Tridiagonal(*data[f"probe_{i}_{j}"]) for j in range(count))
+                blocks.append(Block(size, eigenvalues, seen, blur))
+            return cls(tuple(blocks), head["settings"], head["resolution"])
 
 
 def merged(parts: Sequence[Spectrum]) -> Spectrum:
     """The spectrum of a block-diagonal matrix from those of its blocks."""
-    size = sum(part.size for part in parts)
-    count = max(len(part.values) for part in parts)
-
-    def join(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-        wide = [(np.resize(v, (count, v.shape[1])), np.resize(w, (count, w.shape[1]))) for v, w in pairs]
-        weights = [w * (part.size / size) for (_, w), part in zip(wide, parts, strict=True)]
-        return np.concatenate([v for v, _ in wide], 1), np.concatenate(weights, 1)
-
-    values, weights = join([(part.values, part.weights) for part in parts])
+    blocks = tuple(block for part in parts for block in part.blocks)
     exact = all(part.exact for part in parts)
-    half = None if exact else join([part.half or (part.values, part.weights) for part in parts])
-    none = sum(part.zero_rows for part in parts)
-    return Spectrum(values, weights, size, half, {**parts[0].settings, "exact": exact}, none)
+    products = sum(int(part.settings.get("products", 0)) for part in parts)
+    settings = {**parts[0].settings, "exact": exact, "products": products}
+    return Spectrum(blocks, settings, parts[0].resolution)
 
 
-def hessian_spectrum(
-    model: nn.Module,
-    loss: Callable[[Tensor, Any], Tensor],
-    batch: Sequence[Any],
-    *,
-    probes: int = 10,
-    steps: int = 100,
-    seed: int = 0,
-    parameters: Mapping[str, nn.Parameter] | None = None,
-    chunk: int | None = None,
-) -> Spectrum:
-    """The Hessian spectrum of `loss(model(inputs), targets)`, a mean over the samples of `batch = (inputs, targets)`.
-
-    >>> import torch
-    >>> _ = torch.manual_seed(0)
-    >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
-    >>> inputs, targets = torch.randn(64, 3), torch.randint(2, (64,))
-    >>> found = hessian_spectrum(net, nn.functional.cross_entropy, (inputs, targets))
-    >>> found.size, found.exact, 0 < found.epsilon_rank(1e-3).value < 1
-    (50, True, True)
-    """
-    if probes < 1 or steps < 2:
-        raise ValueError(f"at least 1 probe and 2 steps are needed, not {probes} and {steps}")
-    problem = supervised(model, loss, batch, parameters=parameters, chunk=chunk)
-    problem.check()
-    return spectrum(Hessian(problem), probes, steps, seed)
+def _residual(seen: Tridiagonal, pick: Callable[..., Any]) -> float:
+    """How near an eigenvalue is to the largest or smallest Ritz value."""
+    values, vectors = seen.decomposed
+    return float(seen.off[-1] * abs(vectors[-1, list(values).index(pick(values))]))
 
 
-def supervised(
-    model: nn.Module,
-    loss: Callable[[Tensor, Any], Tensor],
-    batch: Sequence[Any],
-    *,
-    parameters: Mapping[str, nn.Parameter] | None = None,
-    chunk: int | None = None,
-) -> Problem:
-    """The problem of a model, a loss of (outputs, targets), and a batch of (inputs, targets)."""
-    if parameters is None:
-        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return Problem(model, lambda b: model(b[0]), lambda out, b: loss(out, b[1]), tuple(batch), parameters, chunk=chunk)
-
-
-def _padded(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    width = max(len(values) for values, _ in pairs)
-    values, weights = np.zeros((len(pairs), width)), np.zeros((len(pairs), width))
-    for row, (value, weight) in enumerate(pairs):
-        values[row, : len(value)], weights[row, : len(weight)] = value, weight
-    return values, weights
+def _surprise(x: Array) -> Array:
+    """x ln(1/x), and 0 at 0."""
+    found: Array = -x * np.log(np.where(x > 0, x, 1.0))
+    return found

@@ -1,12 +1,13 @@
 """The curvature of the agent's own loss on the new task's data: the reason this suite exists.
 
 Before the first update of a visit, the Hessian at the inherited weights says how many directions there are to learn
-in (arXiv 2509.22335). Counts come from Ritz values and weights; `/half` is a number's change from half the Lanczos
-steps, `/error` its standard error over probe vectors.
+in (arXiv 2509.22335). A count is known between `/low` and `/high` (at four standard errors of chance, of which
+`/error` is one), and is NaN, with the reason, where these are further apart than `resolution`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,27 +19,33 @@ from crl.checked import truth, whole
 from crl.core import CrlError
 from crl.linalg import (
     CurvatureError,
+    Effort,
+    Estimate,
     Operator,
     Problem,
     Spectrum,
     entropy_rank,
+    exact_spectrum,
+    ggn_spectrum,
     kronecker,
     merged,
     operators,
     spectrum,
 )
-from crl.linalg.memory import available, graph, needed
-from crl.linalg.problem import rows
-from crl.linalg.spectrum import EPS, RELATIVE
+from crl.linalg.memory import available, needed, room_for_gram, too_much
+from crl.linalg.resolve import PRODUCTS
+from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION
 from crl.monitors.look import Look, View, problem_of
 
 
 class Hessian(Look):
     """The Hessian spectrum of the real loss on the new task's data, of each network and of all parameters together.
 
-    `of` chooses networks, or layers by the beginning of their parameters' names. `rho` adds `tau_trainable`, the
-    paper's necessary condition: is the epsilon-rank (at the first `eps`) at least rho? The paper leaves rho open, so
-    there is no default. Cost: probes x steps products of about three gradients each.
+    Lanczos steps, and probes, are added until each count is resolved, within a budget of `products` a network and
+    `memory` GiB for a basis; `probes` and `steps` fix them instead. Small networks' eigenvalues are all computed. `of`
+    chooses networks, or layers by the beginning of their parameters' names. `rho` adds `tau_trainable`, the paper's
+    necessary condition: is the epsilon-rank (at the first `eps`) at least rho? The paper leaves rho open, so there is
+    no default. Cost: at most `products` products of about three gradients each.
     """
 
     operator: Callable[[Problem], Operator] = operators.Hessian
@@ -46,41 +53,56 @@ class Hessian(Look):
     def __init__(
         self,
         *,
-        probes: int = 3,
-        steps: int = 100,
+        probes: int | None = None,
+        steps: int | None = None,
         at: Iterable[str] | str = "init",
         of: Sequence[str] | str = (),
         eps: Sequence[float] = EPS,
         relative: Sequence[float] = RELATIVE,
+        resolution: float = RESOLUTION,
+        products: int = PRODUCTS,
+        memory: float = 2.0,
         rho: float | None = None,
         chunk: int | None = None,
         fewer: bool = False,
         **look: Any,
     ) -> None:
         super().__init__(at=at, **look)
-        whole("probes", probes, 1)
-        whole("steps", steps, 2)
+        for name, value, least in (("probes", probes, 1), ("steps", steps, 2)):
+            if value is not None:
+                whole(name, value, least)
+        whole("products", products, 2)
+        for name, number in (("resolution", resolution), ("memory", memory)):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+                raise CrlError(f"{name}: {number!r} is not a number above 0")
         if chunk is not None:
             whole("chunk", chunk, 1)
         if not isinstance(of, str | list | tuple):
             raise CrlError(f"of: {of!r} is not a list of networks and layers")
         if rho is not None and (isinstance(rho, bool) or not isinstance(rho, int | float)):
             raise CrlError(f"rho: {rho!r} is not a number")
-        self.probes, self.steps, self.chunk, self.fewer = probes, steps, chunk, truth("fewer", fewer)
+        self.chunk, self.fewer = chunk, truth("fewer", fewer)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
+        self.effort = Effort(probes, steps, self.eps, self.relative, resolution, products, int(memory * 2**30))
 
     def look(self, view: View) -> Mapping[str, Any]:
         """`<network>`, its spectrum, and `<network>/<number>` for each number of it."""
-        problem = fitting(view, self.chunk, self.steps, self.fewer)
+        problem = fitting(view, self.chunk, self.effort, self.fewer)
         problem.check()
         found: dict[str, Any] = {"samples": problem.samples}
         for network, seen in self._spectra(view, problem).items():
-            found[network] = seen
-            found |= {f"{network}/{name}": value for name, value in seen.numbers(self.eps, self.relative).items()}
+            found |= numbers_of(network, seen, self.eps, self.relative)
+            found[f"{network}/products"] = seen.settings["products"]
             if self.rho is not None:
-                found[f"{network}/tau_trainable"] = float(seen.trainable(self.rho, self.eps[0]))
+                found[f"{network}/tau_trainable"] = self._trainable(seen, self.rho)
         return found
+
+    def _trainable(self, seen: Spectrum, rho: float) -> Estimate:
+        told, rank = seen.trainable(rho, self.eps[0]), seen.epsilon_rank(self.eps[0])
+        if told is None:
+            return Estimate(math.nan, 0.0, 1.0, reason=f"the rank is between {rank.low:.3g} and {rank.high:.3g}")
+        return Estimate(float(told), float(told), float(told))
 
     def _spectra(self, view: View, problem: Problem) -> dict[str, Spectrum]:
         parts = self._parts(view.networks, problem)
@@ -90,7 +112,7 @@ class Hessian(Look):
             def tell(what: str) -> None:
                 view.boundary.tell(f"{name}, {what}")
 
-            return spectrum(matrix, self.probes, self.steps, view.boundary.seed, tell=tell)
+            return self._spectrum(matrix, view.boundary.seed, tell)
 
         seen = {name: of(name, operator(problem.of(parameters))) for name, parameters in parts.items()}
         if not self.of and len(parts) > 1:
@@ -99,6 +121,9 @@ class Hessian(Look):
             seen["all"] = merged([seen[name] for name in parts]) if apart else of("all", every)
         settings = {"samples": problem.samples, "chunk": self.chunk}
         return {name: replace(each, settings={**each.settings, **settings}) for name, each in seen.items()}
+
+    def _spectrum(self, matrix: Operator, seed: int, tell: Callable[[str], None]) -> Spectrum:
+        return spectrum(matrix, self.effort, seed, tell=tell)
 
     def _parts(
         self, networks: Mapping[str, Mapping[str, nn.Parameter]], problem: Problem
@@ -118,11 +143,31 @@ class Hessian(Look):
 class GGN(Hessian):
     """The spectrum of the generalised Gauss-Newton matrix J'LJ: the Hessian without the network's own curvature.
 
-    Where the loss is not convex in the outputs (PPO's surrogate) it can have negative eigenvalues too. Cost: as the
-    Hessian's.
+    Where the loss is not convex in the outputs (PPO's surrogate) it can have negative eigenvalues too. Its rank is at
+    most samples x outputs: `<network>/rank_bound`, as a share. Cost: as the Hessian's. `exact: true` computes every
+    eigenvalue through the Gram matrix J J' instead: samples x outputs products and a matrix of that size.
     """
 
     operator = operators.GGN
+
+    def __init__(self, *, exact: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.exact = truth("exact", exact)
+
+    def look(self, view: View) -> Mapping[str, Any]:
+        """As the Hessian's, and the bound on the rank."""
+        found = dict(super().look(view))
+        for network, parameters in self._parts(view.networks, view.problem).items():
+            bound = operators.Gram.rows_of(view.problem) / sum(p.numel() for p in parameters.values())
+            found[f"{network}/rank_bound"] = min(bound, 1.0)
+        return found
+
+    def _spectrum(self, matrix: Operator, seed: int, tell: Callable[[str], None]) -> Spectrum:
+        if not self.exact:
+            return super()._spectrum(matrix, seed, tell)
+        assert isinstance(matrix, operators.GGN)
+        tell("every eigenvalue, through the Gram matrix")
+        return ggn_spectrum(matrix.problem, self.effort)
 
 
 class Gram(Look):
@@ -152,20 +197,12 @@ class Gram(Look):
         """`<weight>`, the spectrum, and `<weight>/<number>`."""
         problem = view.problem
         problem.check()
-        with torch.no_grad():
-            numbers = problem.outputs(rows(problem.batch, 0, 2)).reshape(2, -1).shape[1]
-        size, free = problem.samples * numbers, available(problem.like.device)
-        if free is not None and (need := 32 * size**2 + graph(problem, 2) * problem.samples // 2) > free:
-            raise CurvatureError(too_much(f"{problem.samples:,} samples of {numbers} outputs", need, free, "samples"))
+        room_for_gram(problem)
         name, operator = self._operator(problem)
         matrix = operator.dense().double()
         values, vectors = torch.linalg.eigh(matrix)
-        none = int((matrix == 0).all(1).sum())
-        exact = values.cpu().numpy()[None]
-        settings = {"samples": problem.samples, "exact": True}
-        seen = Spectrum(exact, exact * 0 + 1 / exact.size, exact.size, None, settings, none)
-        found: dict[str, Any] = {name: seen}
-        found |= {f"{name}/{key}": value for key, value in seen.numbers(self.eps, self.relative).items()}
+        seen = exact_spectrum(matrix, problem.like.dtype, {"samples": problem.samples})
+        found = numbers_of(name, seen, self.eps, self.relative)
         if name == "loss":
             part = (vectors.T @ operator.residual()).square()
             for eps in self.eps:
@@ -218,8 +255,15 @@ class KFAC(Look):
         return found
 
 
-def fitting(view: View, chunk: int | None, steps: int, fewer: bool) -> Problem:
+def numbers_of(name: str, seen: Spectrum, eps: Sequence[float], relative: Sequence[float]) -> dict[str, Any]:
+    """A spectrum under its name, and everything that it comes to under `<name>/<number>`."""
+    estimates = {f"{name}/{key}": value for key, value in seen.estimates(eps, relative).items()}
+    return {name: seen, f"{name}/zero_rows": seen.zero_rows / seen.size, **estimates}
+
+
+def fitting(view: View, chunk: int | None, effort: Effort, fewer: bool) -> Problem:
     """The problem, if it fits in memory: with fewer samples only where that is allowed."""
+    steps = effort.fixed[1] if effort.fixed else 2
     problem, free = problem_of(view.agent, view.batch, chunk), available(view.problem.like.device)
     while free is not None and (need := needed(problem, steps)) > free:
         if not fewer or problem.samples <= 2:
@@ -228,11 +272,6 @@ def fitting(view: View, chunk: int | None, steps: int, fewer: bool) -> Problem:
         half = {name: value[: problem.samples // 2] for name, value in view.batch.items()}
         problem = problem_of(view.agent, half, chunk)
     return problem
-
-
-def too_much(what: str, need: int, free: int, rather: str) -> str:
-    """The sentence about memory."""
-    return f"{what} need {need / 2**30:.2g} GiB and {free / 2**30:.2g} are free: take fewer {rather}"
 
 
 def _apart(operator: Operator, problem: Problem, parts: Mapping[str, Mapping[str, nn.Parameter]]) -> bool:

@@ -1,0 +1,116 @@
+"""What a few Lanczos steps prove about a spectrum: bounds on counts and sums, not only estimates.
+
+A probe vector v turns a matrix into a distribution on the line: weight (u_i . v)^2 at eigenvalue i. After m steps
+only the moments of that distribution are known, as its Jacobi matrix T. Every distribution with the same moments has
+at least `low` and at most `high` of its weight below a threshold, and both bounds are reached: the inequalities of
+Chebyshev, Markov and Stieltjes (Akhiezer 1965, The Classical Moment Problem, section 2.5; Golub and
+Meurant 2010, chapter 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from crl.core import Array
+from crl.linalg.lanczos import Tridiagonal
+
+SIGMAS = 4.0  # standard errors that chance is allowed
+NEAR = 1e-9  # of the largest Ritz value: thresholds this near to one are moved away from it
+
+
+def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
+    """(low, high) for each threshold t: the least weight strictly below t, and the most at or below it.
+
+    The quadrature with one more node, placed at t itself (Gauss-Radau), reaches both: the weight of its nodes before t
+    is the least, and the weight at t is the difference. A recursion that ended early knows the distribution itself.
+
+    >>> coin = Tridiagonal(np.array([0.0]), np.array([1.0]))  # mean 0 and variance 1, nothing else
+    >>> below(coin, [1.0]).round(6).tolist()
+    [[0.5, 1.0]]
+    """
+    diagonal, off = seen.diagonal, seen.off
+    size, last = len(diagonal), float(off[-1])
+    ritz, vectors = seen.decomposed
+    scale = max(float(np.abs(ritz).max()), abs(last), 1e-300)
+    if last <= 1e-14 * scale:
+        weights = vectors[0] ** 2
+        return np.array([[weights[ritz < t].sum(), weights[ritz <= t].sum()] for t in thresholds])
+    small = np.zeros((len(thresholds), size + 1, size + 1))
+    inner = np.arange(size)
+    small[:, inner, inner] = diagonal
+    small[:, inner, inner + 1] = small[:, inner + 1, inner] = off
+    for row, threshold in enumerate(thresholds):
+        gaps = threshold - ritz
+        gaps[np.abs(gaps) < NEAR * scale] = NEAR * scale  # a Ritz value itself: the new node is next to it
+        small[row, size, size] = threshold - last**2 * float((vectors[-1] ** 2 / gaps).sum())
+    nodes, axes = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(small)))
+    weights = axes[:, 0, :] ** 2
+    found = np.empty((len(thresholds), 2))
+    for row, threshold in enumerate(thresholds):
+        own = int(np.abs(nodes[row] - threshold).argmin())
+        found[row] = weights[row, :own].sum(), weights[row, : own + 1].sum()
+    return np.clip(found, 0.0, 1.0)
+
+
+def beyond(seen: Tridiagonal, threshold: float, blur: float) -> tuple[float, float, float]:
+    """(value, low, high) of the share of weight beyond +-threshold, which is known up to `blur`.
+
+    The value is the middle of the bounds at the threshold itself.
+    """
+    inner = max(threshold - blur, 0.0)
+    places = [-threshold - blur, -threshold, -inner, inner, threshold, threshold + blur]
+    bounds = below(seen, places)
+    low = bounds[0, 0] + 1 - bounds[5, 1]
+    high = 1.0 if threshold < blur else bounds[2, 1] + 1 - bounds[3, 0]
+    middle = (bounds[1].sum() + 2 - bounds[4].sum()) / 2
+    return float(np.clip(middle, low, min(high, 1.0))), float(max(low, 0.0)), float(min(high, 1.0))
+
+
+def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float]:
+    """Bounds on the mean of a function over the distribution; between `turns` the function rises or falls throughout.
+
+    By parts: the mean is f(end) minus the integral of f' F, where F, the weight below, has its bounds in each gap
+    between two Ritz values: the weights before the gap's left end, and those up to its right one.
+    """
+    nodes, vectors = seen.decomposed
+    weights = vectors[0] ** 2
+    reach = float(seen.off[-1]) * np.abs(vectors[-1])  # an eigenvalue lies so near to each Ritz value
+    left, right = float(nodes[0] - reach[0]), float(nodes[-1] + reach[-1])
+    knots = np.unique(np.concatenate([[left, right], nodes, [t for t in turns if left < t < right]]))
+    before = np.concatenate([[0.0, 0.0], np.cumsum(weights)])  # [k]: of the nodes before node k, counted from 1
+    gap = np.searchsorted(nodes, (knots[:-1] + knots[1:]) / 2)  # nodes left of each piece
+    least = before[gap]
+    most = np.concatenate([np.cumsum(weights), [1.0]])[gap]
+    if float(seen.off[-1]) <= 1e-14 * max(np.abs(nodes).max(), 1e-300):
+        least = most = np.concatenate([[0.0], np.cumsum(weights)])[gap]
+    rises = np.diff(function(knots))
+    end = float(function(knots[-1:])[0])
+    high = end - float(np.where(rises > 0, rises * least, rises * most).sum())
+    low = end - float(np.where(rises > 0, rises * most, rises * least).sum())
+    return low, high
+
+
+def with_chance(low: float, high: float, trials: float) -> float:
+    """What chance adds to both sides of a share that probes found between `low` and `high`.
+
+    Over random signs the share of weight beyond a threshold has variance at most 2 p (1 - p) / trials, with trials =
+    rows x probes: the projection P on those eigenvectors has variance 2 (tr P - sum P_ii^2) / n^2, and the sum is at
+    least n p^2. p is not known, so it is the worst one within four standard errors (Wilson's interval).
+
+    >>> round(with_chance(0.5, 0.5, 3200), 3)
+    0.05
+    """
+    spread = 2 * SIGMAS**2 / trials
+    least, most = _wilson(low, spread, -1), _wilson(high, spread, 1)
+    worst = min(max(0.5, least), most)
+    return SIGMAS * math.sqrt(2 * worst * (1 - worst) / trials)
+
+
+def _wilson(share: float, spread: float, sign: int) -> float:
+    """The p furthest from `share` for which |p - share| is within sqrt(spread p (1 - p))."""
+    root = math.sqrt(max(spread * share * (1 - share) + spread**2 / 4, 0.0))
+    return min(max((share + spread / 2 + sign * root) / (1 + spread), 0.0), 1.0)

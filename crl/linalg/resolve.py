@@ -1,0 +1,248 @@
+"""Taking a spectrum: every eigenvalue where that is cheap, otherwise Lanczos until the counts asked for are resolved.
+
+How far to go is decided by what has been found and by a budget of products and memory, never by a clock: the same seed
+gives the same numbers on a slow machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crl.linalg.brackets import SIGMAS, beyond, with_chance
+from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
+from crl.linalg.lanczos import probes as signs
+from crl.linalg.memory import room_for_gram
+from crl.linalg.operators import Gram, Hessian, Operator, Restricted, loss_weight
+from crl.linalg.problem import Problem
+from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum
+
+FLOOR = 500  # rows up to which every eigenvalue is computed in any case
+DENSE = 3_000  # rows of the largest matrix that is written down for its sake
+PRODUCTS = 300  # with the matrix, if that many are needed
+MEMORY = 2**31  # bytes of a Lanczos basis
+STRIDE = 25  # steps between two looks at what is resolved
+MOST = 32  # probes that are worth taking against chance
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is wanted of a spectrum, and what may be spent on it.
+
+    Steps are added until every count at `eps`, and at `relative` shares of the largest eigenvalue, is resolved, then
+    probes while chance is what keeps a count from being so. Where `probes` or `steps` are given, they are what is
+    taken, no more and no less.
+    """
+
+    probes: int | None = None
+    steps: int | None = None
+    eps: Sequence[float] = EPS
+    relative: Sequence[float] = RELATIVE
+    resolution: float = RESOLUTION
+    products: int = PRODUCTS
+    memory: int = MEMORY
+
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """(probes, steps), where they are given."""
+        if self.probes is None and self.steps is None:
+            return None
+        count = self.probes or 1
+        return count, self.steps or max(self.products // count, 2)
+
+    @property
+    def most(self) -> int:
+        """Products that may be taken."""
+        return math.prod(self.fixed) if self.fixed else self.products
+
+
+def spectrum(
+    operator: Operator,
+    effort: Effort = Effort(),
+    seed: int = 0,
+    dense: int | None = None,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Spectrum:
+    """The spectrum of a symmetric operator.
+
+    Rows that are zero are set aside first. Up to `dense` rows every eigenvalue is computed: by default where that takes
+    no more products, and up to 500 rows in any case.
+    """
+    mark, noise = _marks(operator, seed)
+    places = (mark != 0).nonzero()[:, 0]
+    none = operator.size - len(places)
+    zeros = [Block(none, np.zeros(1))] if none else []
+    settings = {"seed": seed, "products": MARKS, "exact": True}
+    if none == operator.size:
+        return Spectrum(tuple(zeros), settings, effort.resolution)
+    matrix = Restricted(operator, places) if none else operator
+    if matrix.size <= (min(max(effort.most, FLOOR), DENSE) if dense is None else dense):
+        tell("every eigenvalue")
+        whole = matrix.dense().double().cpu()
+        values = torch.linalg.eigvalsh(whole).numpy()
+        blur = _blur(values, noise, matrix.like.dtype)
+        settings |= {"products": MARKS + matrix.size}
+        return Spectrum((Block(matrix.size, values, (), blur), *zeros), settings, effort.resolution)
+    each = _resolved(matrix, effort, noise, seed, tell) if effort.fixed is None else each_probe(
+        matrix, signs(matrix.size, effort.fixed[0], seed, matrix.like), effort.fixed[1], tell
+    )  # fmt: skip
+    blur = _blur(np.concatenate([one.ritz()[0] for one in each]), noise, matrix.like.dtype)
+    taken = [len(one.diagonal) for one in each]
+    settings |= {"exact": False, "probes": len(each), "steps": max(taken), "products": MARKS + sum(taken)}
+    return Spectrum((Block(matrix.size, None, tuple(each), blur), *zeros), settings, effort.resolution)
+
+
+MARKS = 4  # products that tell which rows are zero, and how precise products are
+
+
+def _marks(operator: Operator, seed: int) -> tuple[Tensor, float]:
+    """(the image of a random vector; the norm of the rounding error in the image of a unit vector).
+
+    A row that leaves random numbers at exactly zero is zero: an input never seen, a dead unit. A symmetric matrix has
+    x'Ay = y'Ax; what they differ by, times sqrt(n / 2), is about the norm of the error of a product.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.randn(MARKS, operator.size, generator=generator, dtype=torch.float64).to(operator.like)
+    block = block / block.norm(dim=1, keepdim=True)
+    images = operator.rows(block)
+    cross = block.double() @ images.double().T
+    apart = (cross - cross.T)[*torch.triu_indices(MARKS, MARKS, 1)]
+    return images[0], float(apart.square().mean().sqrt()) * math.sqrt(operator.size / 2)
+
+
+def _blur(values: np.ndarray[Any, Any], noise: float, dtype: torch.dtype) -> float:
+    """How far rounding may have moved an eigenvalue: the norm of the errors of all products together."""
+    return max(2 * noise, BREAKDOWN[dtype] * float(np.abs(values).max()))
+
+
+def _resolved(
+    matrix: Operator, effort: Effort, noise: float, seed: int, tell: Callable[[str], None]
+) -> list[Tridiagonal]:
+    """One probe as far as it takes, then as many more as chance asks for, each of the best length found for the first.
+
+    Where the matrix is so small that one probe can never be enough, half of the products are left for the others.
+    """
+    alone = 2 * with_chance(0.1, 0.1, matrix.size) <= effort.resolution / 2
+    room = effort.memory // (matrix.size * matrix.like.element_size())
+    longest = max(min(effort.products // (1 if alone else 2), room), 2)
+    starts = signs(matrix.size, MOST, seed, matrix.like[:0])
+    run = Recursion(matrix, starts[:1].to(matrix.like), longest)
+    steps, best = 0, (0, 0, 0, 1)  # (counts resolved, products saved, steps, probes): the more the better
+    total = len(effort.eps) + len(effort.relative)
+    while steps < longest and best[0] < total:
+        steps = min(longest, max(steps + STRIDE, steps * 3 // 2))
+        tell(f"{steps} steps")
+        (first,) = run.extend(steps)
+        brackets = _brackets(first, effort, noise, matrix.like.dtype)
+        taken = len(first.diagonal)
+        for probes in range(1, min(1 + (effort.products - taken) // taken, MOST) + 1):
+            sure = sum(
+                high - low + 2 * with_chance(low, high, matrix.size * probes) <= effort.resolution
+                for low, high in brackets
+            )
+            best = max(best, (sure, -probes * taken, taken, probes))
+        if taken < steps:
+            break  # the probe has seen all that it can
+    del run  # and its basis
+    return [first, *each_probe(matrix, starts[1 : best[3]].to(matrix.like), best[2], tell)]
+
+
+def _brackets(first: Tridiagonal, effort: Effort, noise: float, dtype: torch.dtype) -> list[tuple[float, float]]:
+    """(low, high) of each share that is wanted, before chance."""
+    values = first.ritz()[0]
+    blur, top = _blur(values, noise, dtype), float(np.abs(values).max())
+    wanted = [*effort.eps, *(share * top for share in effort.relative)]
+    return [beyond(first, threshold, blur)[1:] for threshold in wanted]
+
+
+def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any], size: int = 0) -> Spectrum:
+    """Every eigenvalue of a matrix that is written down, from products of a dtype; of a larger one, if `size` says so.
+
+    The larger matrix's further eigenvalues are zero, as are those of rows that are zero.
+    """
+    live = (matrix != 0).any(1)
+    values = torch.linalg.eigvalsh(matrix[live][:, live].double()).cpu().numpy()
+    none = max(size, len(matrix)) - len(values)
+    blocks = [Block(len(values), values, (), _blur(values, 0.0, made_in))] if len(values) else []
+    zeros = [Block(none, np.zeros(1))] if none else []
+    return Spectrum((*blocks, *zeros), {**settings, "exact": True})
+
+
+def ggn_spectrum(problem: Problem, effort: Effort = Effort()) -> Spectrum:
+    """Every eigenvalue of the GGN J'LJ through the Gram matrix K = JJ', of samples x outputs rows.
+
+    With K = R R, the eigenvalues of J'LJ that are not zero are those of R L R, also where L is indefinite (PPO).
+    """
+    room_for_gram(problem)
+    gram = Gram(problem, "none")
+    kernel = gram.dense().double()
+    values, vectors = torch.linalg.eigh(kernel)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    weight = loss_weight(problem).double()
+    samples, numbers = weight.shape[:2]
+    weighted = torch.einsum("nij,njk->nik", weight, root.reshape(samples, numbers, -1)).reshape(len(root), -1)
+    settings = {"products": 2 * gram.size, "through": "gram"}
+    found = exact_spectrum(root.T @ weighted, problem.like.dtype, settings, problem.size)
+    return replace(found, resolution=effort.resolution)
+
+
+def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
+    """The trace, from random sign vectors, with its standard error (Hutchinson 1989)."""
+    each = [
+        float((start @ operator.rows(start[None])[0]).double())
+        for start in signs(operator.size, count, seed, operator.like)
+    ]
+    value = float(np.mean(each))
+    error = float(np.std(each, ddof=1) / math.sqrt(count)) if count > 1 else math.inf
+    return Estimate(value, value - SIGMAS * error, value + SIGMAS * error, error)
+
+
+def hessian_spectrum(
+    model: nn.Module,
+    loss: Callable[[Tensor, Any], Tensor],
+    batch: Sequence[Any],
+    *,
+    probes: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+    chunk: int | None = None,
+    **wanted: Any,
+) -> Spectrum:
+    """The Hessian spectrum of `loss(model(inputs), targets)`, a mean over the samples of `batch = (inputs, targets)`.
+
+    `wanted` are the other fields of `Effort`: `eps`, `relative`, `resolution`, `products`, `memory`.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> inputs, targets = torch.randn(64, 3), torch.randint(2, (64,))
+    >>> found = hessian_spectrum(net, nn.functional.cross_entropy, (inputs, targets))
+    >>> found.size, found.exact, 0 < found.epsilon_rank(1e-3).value < 1
+    (50, True, True)
+    """
+    if (probes is not None and probes < 1) or (steps is not None and steps < 2):
+        raise ValueError(f"at least 1 probe and 2 steps are needed, not {probes} and {steps}")
+    problem = supervised(model, loss, batch, parameters=parameters, chunk=chunk)
+    problem.check()
+    return spectrum(Hessian(problem), Effort(probes, steps, **wanted), seed)
+
+
+def supervised(
+    model: nn.Module,
+    loss: Callable[[Tensor, Any], Tensor],
+    batch: Sequence[Any],
+    *,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+    chunk: int | None = None,
+) -> Problem:
+    """The problem of a model, a loss of (outputs, targets), and a batch of (inputs, targets)."""
+    if parameters is None:
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return Problem(model, lambda b: model(b[0]), lambda out, b: loss(out, b[1]), tuple(batch), parameters, chunk=chunk)
