@@ -14,7 +14,8 @@ import pytest
 import crl
 from crl.cli import main
 from crl.core import CrlError
-from crl.linalg import Spectrum
+from crl.linalg import Block, Spectrum
+from crl.linalg.lanczos import Tridiagonal
 from crl.opened import Run
 from crl.probe import Seen, probe
 from crl.store import RunFolder
@@ -212,14 +213,17 @@ def test_a_number_that_is_missing_is_null_in_json() -> None:
 def test_the_table_has_its_columns(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, run, "--visit 2 --monitor hessian").splitlines()
     assert lines[0] == f"{run.path}: visit 2 (heavy), init, step 128"
-    assert lines[1].split() == ["value", "error", "from", "half", "logged"]
+    assert lines[1].split() == ["value", "low", "high", "error", "logged"]
     (rank,) = [line.split() for line in lines if line.startswith("hessian/actor/epsilon_rank_0.001 ")]
     logged = {r.name: r.value for r in run.records if r.visit == 2 and r.phase == "init"}
-    names = [f"hessian/actor/epsilon_rank_0.001{part}" for part in ("", "/error", "/half", "")]
+    names = [f"hessian/actor/epsilon_rank_0.001{part}" for part in ("", "/low", "/high", "/error", "")]
     assert rank[1:] == [f"{logged[name]:.5g}" for name in names]
     assert lines[-1].endswith("of these numbers are in the run's log: all equal")
-    assert not any("/half " in line or "/error " in line for line in lines)
-    assert len({len(line) for line in lines[1:-1]}) == 1, "the columns stand below one another"
+    assert not any("/low " in line or "/error " in line for line in lines)
+    table = [line for line in lines[1:-1] if ": between " not in line]
+    assert len({len(line) for line in table}) == 1, "the columns stand below one another"
+    why = [line for line in lines if line.startswith("hessian/actor/effective_rank: between ")]
+    assert len(why) == 1, "what is not resolved says why"
 
 
 def test_the_table_says_how_much_differs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,13 +324,13 @@ def an_array() -> bytes:
 
 def a_pickle() -> bytes:
     file = io.BytesIO()
-    np.savez(file, values=np.array([Bomb()], dtype=object), settings=np.array([Bomb()], dtype=object))
+    np.savez(file, values=np.array([Bomb()], dtype=object), head=np.array([Bomb()], dtype=object))
     return file.getvalue()
 
 
 def other_arrays(settings: str = "{}") -> bytes:
     file = io.BytesIO()
-    np.savez(file, settings=np.array(settings), values=np.zeros((1, 2)), weights=np.ones((1, 2)) / 2)
+    np.savez(file, head=np.array(settings), values=np.zeros((1, 2)), weights=np.ones((1, 2)) / 2)
     return file.getvalue()
 
 
@@ -355,7 +359,8 @@ def test_a_damaged_spectrum_is_one_line(run: Run, tmp_path: Path, damage: str) -
 def test_any_flipped_byte_of_a_spectrum_is_read_or_refused(tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
     values, weights = chance.normal(size=(2, 8)), np.full((2, 8), 1 / 8)
-    good = Spectrum(values, weights, 30, (values[:, :4], weights[:, :4] * 2), {"name": "hessian/q"}).packed()
+    block = Block(30, None, tuple(Tridiagonal(*pair) for pair in zip(values, weights, strict=True)))
+    good = Spectrum((block,), {"name": "hessian/q"}).packed()
     file = tmp_path / "spectra" / "1-init-q.npz"
     file.parent.mkdir()
     for place in range(0, len(good), 3):

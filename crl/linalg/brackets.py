@@ -19,7 +19,7 @@ from crl.core import Array
 from crl.linalg.lanczos import Tridiagonal
 
 SIGMAS = 4.0  # standard errors that chance is allowed
-NEAR = 1e-9  # of the largest Ritz value: thresholds this near to one are moved away from it
+FAR = 1e4  # times the largest Ritz value: no node is put further out, where it would take digits from the others
 
 
 def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
@@ -44,9 +44,10 @@ def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
     small[:, inner, inner] = diagonal
     small[:, inner, inner + 1] = small[:, inner + 1, inner] = off
     for row, threshold in enumerate(thresholds):
-        gaps = threshold - ritz
-        gaps[np.abs(gaps) < NEAR * scale] = NEAR * scale  # a Ritz value itself: the new node is next to it
-        small[row, size, size] = threshold - last**2 * float((vectors[-1] ** 2 / gaps).sum())
+        pull, gaps = (last * vectors[-1]) ** 2, threshold - ritz
+        least = np.maximum(pull / (FAR * scale), 1e-15 * scale)
+        gaps = np.where(np.abs(gaps) < least, least, gaps)  # at a Ritz value the threshold moves a little to the right
+        small[row, size, size] = threshold - float((pull / gaps).sum())
     nodes, axes = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(small)))
     weights = axes[:, 0, :] ** 2
     found = np.empty((len(thresholds), 2))
@@ -57,17 +58,16 @@ def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
 
 
 def beyond(seen: Tridiagonal, threshold: float, blur: float) -> tuple[float, float, float]:
-    """(value, low, high) of the share of weight beyond +-threshold, which is known up to `blur`.
+    """(value, low, high) of the share of weight beyond +-threshold, where nodes may be off by `blur`.
 
-    The value is the middle of the bounds at the threshold itself.
+    The value is the middle of the two bounds.
     """
-    inner = max(threshold - blur, 0.0)
-    places = [-threshold - blur, -threshold, -inner, inner, threshold, threshold + blur]
-    bounds = below(seen, places)
-    low = bounds[0, 0] + 1 - bounds[5, 1]
-    high = 1.0 if threshold < blur else bounds[2, 1] + 1 - bounds[3, 0]
-    middle = (bounds[1].sum() + 2 - bounds[4].sum()) / 2
-    return float(np.clip(middle, low, min(high, 1.0))), float(max(low, 0.0)), float(min(high, 1.0))
+    inner, outer = threshold - blur, threshold + blur
+    bounds = below(seen, [-outer, -inner, inner, outer])
+    low = max(float(bounds[0, 0] + 1 - bounds[3, 1]), 0.0)
+    high = min(float(bounds[1, 1] + 1 - bounds[2, 0]), 1.0) if inner > 0 else 1.0
+    high = max(low, high)
+    return (low + high) / 2, low, high
 
 
 def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float]:

@@ -50,6 +50,13 @@ def room_for_gram(problem: Problem) -> None:
         raise CurvatureError(too_much(what, need, free, "samples"))
 
 
+def room_for_matrix(size: int, device: torch.device) -> None:
+    """Refuse a dense matrix, with the copies that its eigenvalues take, that does not fit in memory."""
+    free = available(device)
+    if free is not None and (need := 28 * size**2) > free:
+        raise CurvatureError(too_much(f"every eigenvalue of {size:,} rows", need, free, "rows (`of`)"))
+
+
 def too_much(what: str, need: int, free: int, rather: str) -> str:
     """The sentence about memory."""
     return f"{what} need {need / 2**30:.2g} GiB and {free / 2**30:.2g} are free: take fewer {rather}"

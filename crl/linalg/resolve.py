@@ -23,7 +23,7 @@ from crl.linalg.operators import Gram, Hessian, Operator, Restricted, loss_weigh
 from crl.linalg.problem import Problem
 from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum
 
-FLOOR = 500  # rows up to which every eigenvalue is computed in any case
+FLOOR = 1_000  # rows up to which every eigenvalue is computed in any case
 DENSE = 3_000  # rows of the largest matrix that is written down for its sake
 PRODUCTS = 300  # with the matrix, if that many are needed
 MEMORY = 2**31  # bytes of a Lanczos basis
@@ -72,7 +72,7 @@ def spectrum(
     """The spectrum of a symmetric operator.
 
     Rows that are zero are set aside first. Up to `dense` rows every eigenvalue is computed: by default where that takes
-    no more products, and up to 500 rows in any case.
+    no more products, and up to 1,000 rows in any case.
     """
     mark, noise = _marks(operator, seed)
     places = (mark != 0).nonzero()[:, 0]
@@ -128,6 +128,16 @@ def _resolved(
 
     Where the matrix is so small that one probe can never be enough, half of the products are left for the others.
     """
+
+    def resolved(seen: Sequence[Tridiagonal], probes: int) -> int:
+        """How many counts would be resolved if so many probes saw the same."""
+        blur = _blur(seen[0].ritz()[0], noise, matrix.like.dtype)
+        top = max(float(np.abs(each.ritz()[0]).max()) for each in seen)
+        wanted = [*effort.eps, *(share * top for share in effort.relative)]
+        bounds = np.mean([[beyond(each, threshold, blur)[1:] for threshold in wanted] for each in seen], axis=0)
+        chance = [with_chance(low, high, matrix.size * probes) for low, high in bounds]
+        return int((bounds[:, 1] - bounds[:, 0] + 2 * np.array(chance) <= effort.resolution).sum())
+
     alone = 2 * with_chance(0.1, 0.1, matrix.size) <= effort.resolution / 2
     room = effort.memory // (matrix.size * matrix.like.element_size())
     longest = max(min(effort.products // (1 if alone else 2), room), 2)
@@ -138,27 +148,19 @@ def _resolved(
     while steps < longest and best[0] < total:
         steps = min(longest, max(steps + STRIDE, steps * 3 // 2))
         tell(f"{steps} steps")
-        (first,) = run.extend(steps)
-        brackets = _brackets(first, effort, noise, matrix.like.dtype)
-        taken = len(first.diagonal)
+        each = run.extend(steps)
+        taken = len(each[0].diagonal)
         for probes in range(1, min(1 + (effort.products - taken) // taken, MOST) + 1):
-            sure = sum(
-                high - low + 2 * with_chance(low, high, matrix.size * probes) <= effort.resolution
-                for low, high in brackets
-            )
-            best = max(best, (sure, -probes * taken, taken, probes))
+            best = max(best, (resolved(each, probes), -probes * taken, taken, probes))
         if taken < steps:
             break  # the probe has seen all that it can
     del run  # and its basis
-    return [first, *each_probe(matrix, starts[1 : best[3]].to(matrix.like), best[2], tell)]
-
-
-def _brackets(first: Tridiagonal, effort: Effort, noise: float, dtype: torch.dtype) -> list[tuple[float, float]]:
-    """(low, high) of each share that is wanted, before chance."""
-    values = first.ritz()[0]
-    blur, top = _blur(values, noise, dtype), float(np.abs(values).max())
-    wanted = [*effort.eps, *(share * top for share in effort.relative)]
-    return [beyond(first, threshold, blur)[1:] for threshold in wanted]
+    hoped, _, length, probes = best
+    more, spent = probes - 1, len(each[0].diagonal)
+    while more and spent + more * length <= effort.products and len(each) + more <= MOST:
+        each += each_probe(matrix, starts[len(each) : len(each) + more].to(matrix.like), length, tell)
+        spent, more = spent + more * length, int(resolved(each, len(each)) < hoped)
+    return each
 
 
 def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any], size: int = 0) -> Spectrum:

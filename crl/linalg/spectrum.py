@@ -193,25 +193,31 @@ class Spectrum:
 
     def epsilon_rank(self, eps: float) -> Estimate:
         """The share of eigenvalues beyond eps by magnitude."""
-        value = low = high = chance = variance = 0.0
+        value = low = high = wide = variance = 0.0
         for block in self.blocks:
             share = block.size / self.size
             middle, least, most = block.share_beyond(eps)
-            value, low, high = value + share * middle, low + share * least, high + share * most
+            value, wide = value + share * middle, wide + share * (most - least)
             if block.eigenvalues is None:
-                chance += share * with_chance(least, most, block.trials)
+                chance = with_chance(least, most, block.trials)
+                least, most = max(least - chance, 0.0), min(most + chance, 1.0)
                 variance += (share * math.sqrt(2 * middle * (1 - middle) / block.trials)) ** 2
-        wide, blur = high - low, max(block.blur for block in self.blocks)
-        low, high = max(low - chance, 0.0), min(high + chance, 1.0)
-        reason = ""
-        if high - low > self.resolution:
-            what = f"{eps:.3g} is finer than the products are precise ({blur:.1g})" if eps <= 2 * blur else (
-                "few probes" if wide <= self.resolution / 2 else "too few steps tell eigenvalues apart there"
-            )  # fmt: skip
-            reason = f"between {low:.3g} and {high:.3g}: {what}"
-        exact = self.exact and not wide
-        return Estimate(value if not reason else math.nan, low if not exact else value, high if not exact else value,
-                        math.sqrt(variance), reason)  # fmt: skip
+            low, high = low + share * least, high + share * most
+        if self.exact and not wide:
+            return Estimate(value, value, value)
+        reason = (
+            f"between {low:.3g} and {high:.3g}: {self._obstacle(eps, wide)}" if high - low > self.resolution else ""
+        )
+        return Estimate(math.nan if reason else value, low, high, math.sqrt(variance), reason)
+
+    def _obstacle(self, eps: float, wide: float) -> str:
+        """Why a count is not resolved, and what would help."""
+        blur = max(block.blur for block in self.blocks)
+        if eps <= 2 * blur:
+            return f"the products are precise to {blur:.1g} only"
+        if wide <= self.resolution / 2:
+            return "it takes more probes"
+        return "it takes more steps to tell eigenvalues apart there"
 
     def relative_rank(self, share: float) -> Estimate:
         """The share of eigenvalues beyond a share of the largest by magnitude."""

@@ -32,7 +32,7 @@ from crl.linalg import (
     operators,
     spectrum,
 )
-from crl.linalg.memory import available, needed, room_for_gram, too_much
+from crl.linalg.memory import available, needed, room_for_gram, room_for_matrix, too_much
 from crl.linalg.resolve import PRODUCTS
 from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION
 from crl.monitors.look import Look, View, problem_of
@@ -45,7 +45,8 @@ class Hessian(Look):
     `memory` GiB for a basis; `probes` and `steps` fix them instead. Small networks' eigenvalues are all computed. `of`
     chooses networks, or layers by the beginning of their parameters' names. `rho` adds `tau_trainable`, the paper's
     necessary condition: is the epsilon-rank (at the first `eps`) at least rho? The paper leaves rho open, so there is
-    no default. Cost: at most `products` products of about three gradients each.
+    no default. `exact: true` computes every eigenvalue, of as many rows as fit in memory. Cost: at most `products`
+    products of about three gradients each; where exact, one a row.
     """
 
     operator: Callable[[Problem], Operator] = operators.Hessian
@@ -62,6 +63,7 @@ class Hessian(Look):
         resolution: float = RESOLUTION,
         products: int = PRODUCTS,
         memory: float = 2.0,
+        exact: bool = False,
         rho: float | None = None,
         chunk: int | None = None,
         fewer: bool = False,
@@ -81,7 +83,7 @@ class Hessian(Look):
             raise CrlError(f"of: {of!r} is not a list of networks and layers")
         if rho is not None and (isinstance(rho, bool) or not isinstance(rho, int | float)):
             raise CrlError(f"rho: {rho!r} is not a number")
-        self.chunk, self.fewer = chunk, truth("fewer", fewer)
+        self.chunk, self.fewer, self.exact = chunk, truth("fewer", fewer), truth("exact", exact)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
         self.effort = Effort(probes, steps, self.eps, self.relative, resolution, products, int(memory * 2**30))
@@ -123,7 +125,9 @@ class Hessian(Look):
         return {name: replace(each, settings={**each.settings, **settings}) for name, each in seen.items()}
 
     def _spectrum(self, matrix: Operator, seed: int, tell: Callable[[str], None]) -> Spectrum:
-        return spectrum(matrix, self.effort, seed, tell=tell)
+        if self.exact:
+            room_for_matrix(matrix.size, matrix.like.device)
+        return spectrum(matrix, self.effort, seed, matrix.size if self.exact else None, tell)
 
     def _parts(
         self, networks: Mapping[str, Mapping[str, nn.Parameter]], problem: Problem
@@ -149,10 +153,6 @@ class GGN(Hessian):
     """
 
     operator = operators.GGN
-
-    def __init__(self, *, exact: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.exact = truth("exact", exact)
 
     def look(self, view: View) -> Mapping[str, Any]:
         """As the Hessian's, and the bound on the rank."""

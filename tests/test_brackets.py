@@ -1,0 +1,306 @@
+"""Counts of eigenvalues are brackets: the truth is inside, and they are no wider than what was proved."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crl.linalg import (
+    GGN,
+    Effort,
+    Gram,
+    Hessian,
+    Matrix,
+    Spectrum,
+    ggn_spectrum,
+    hessian_spectrum,
+    spectrum,
+    supervised,
+)
+from crl.linalg import brackets as brackets_of
+from crl.linalg.lanczos import Tridiagonal, lanczos
+from crl.linalg.lanczos import probes as signs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE = 400
+EPS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def rotated(values: np.ndarray, seed: int, kind: torch.dtype = torch.float64) -> Tensor:
+    """A symmetric matrix with these eigenvalues."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))[0]
+    matrix = (axes * torch.from_numpy(values)) @ axes.T
+    return ((matrix + matrix.T) / 2).to(kind)
+
+
+def made() -> dict[str, np.ndarray]:
+    """Spectra of every kind that a count can go wrong on."""
+    rng = np.random.default_rng(0)
+    found: dict[str, np.ndarray] = {}
+    for i, (start, stop) in enumerate([(-8, 0), (-8, 1), (-6, 2), (-5, 0), (-4, 0), (-8, -2)]):
+        power = np.logspace(start, stop, SIZE)
+        found[f"power law {start} to {stop}"] = power
+        found[f"power law {start} to {stop}, outliers"] = np.concatenate([power[:-6], np.geomspace(3, 1e3, 6)])
+        found[f"power law {start} to {stop}, indefinite"] = power * np.where(rng.random(SIZE) < 0.4, -1, 1)
+        zeros = np.where(rng.random(SIZE) < 0.6, 0.0, power)
+        found[f"power law {start} to {stop}, singular"] = np.where(np.arange(SIZE) % (i + 2) == 0, -zeros, zeros)
+    for width in (1e-4, 1e-2, 1.0):
+        found[f"a bulk of {width:g}"] = rng.normal(0, width, SIZE)
+        found[f"a bulk of {width:g}, outliers"] = np.concatenate(
+            [rng.normal(0, width, SIZE - 9), np.geomspace(-1, -150, 9)]
+        )
+    found["two heaps"] = np.concatenate([np.full(130, 5e-3), np.full(SIZE - 130, -2e-5)]) + rng.normal(0, 1e-6, SIZE)
+    found["a gap at every eps"] = np.concatenate([np.full(SIZE // 5, 3 * 10.0**-k) for k in range(1, 6)])
+    return found
+
+
+def trained(loss: nn.Module, seed: int, rounds: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """A net that has learned several tasks in a row, and the data of the next."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(12, 14), nn.Tanh(), nn.Linear(14, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for task in range(rounds + 1):
+        inputs = torch.randn(96, 12).double() + task
+        labels = torch.randint(4, (96,))
+        targets = labels if isinstance(loss, nn.CrossEntropyLoss) else torch.randn(96, 4).double() * 3
+        if task < rounds:
+            for _ in range(60):
+                optimizer.zero_grad()
+                loss(net(inputs), targets).backward()
+                optimizer.step()
+    return net, (inputs, targets)
+
+
+class Surrogate(nn.Module):
+    """PPO's loss: the clipped ratio, a value, an entropy; indefinite in the outputs."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Three logits and a value; targets are advantages, old log-probabilities and returns."""
+        log_prob = outputs[:, :3].log_softmax(1)
+        ratio = (log_prob[:, 0] - targets[:, 1]).exp()
+        surrogate = torch.minimum(targets[:, 0] * ratio, targets[:, 0] * ratio.clamp(0.8, 1.2))
+        entropy = -(log_prob.exp() * log_prob).sum(1)
+        return (-surrogate + 0.5 * (outputs[:, 3] - targets[:, 2]).square() - 0.01 * entropy).mean()
+
+
+def nets() -> dict[str, Tensor]:
+    """Hessians of real nets, dense."""
+    found = {}
+    kinds: dict[str, nn.Module] = {"cross-entropy": nn.CrossEntropyLoss(), "PPO": Surrogate()}
+    for name, loss in kinds.items():
+        for rounds in (0, 1, 3, 5):
+            problem = supervised(*((net := trained(loss, rounds, rounds))[0], loss, net[1]))
+            found[f"{name} after {rounds} tasks"] = Hessian(problem).dense()
+    return found
+
+
+MADE, NETS = made(), nets()
+CASES = [*MADE, *NETS]
+
+
+def matrix_of(name: str) -> Tensor:
+    return rotated(MADE[name], len(name)) if name in MADE else NETS[name]
+
+
+def stieltjes(seen: Tridiagonal, eps: float) -> tuple[float, float]:
+    """The classical bounds on the share beyond eps, from nodes and weights alone."""
+    nodes, weights = seen.ritz()
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+
+    def below(t: float) -> tuple[float, float]:
+        left = int((nodes < t).sum())  # nodes before t; the neighbour on each side may lie on the other
+        return sums[max(left - 1, 0)], sums[min(left + 1, len(nodes))]
+
+    (low, high), (least, most) = below(-eps), below(eps)
+    return low + 1 - most, min(high + 1 - least, 1.0)
+
+
+def chance(low: float, high: float, trials: int) -> float:
+    """Four standard errors, at the worst share in the bracket."""
+    worst = min(max(0.5, low), high)
+    return 4 * math.sqrt(2 * worst * (1 - worst) / trials)
+
+
+def wrong(name: str, steps: int, probes: int = 1) -> list[str]:
+    """What does not hold of the brackets after so many steps."""
+    matrix = matrix_of(name)
+    truth = np.abs(torch.linalg.eigvalsh(matrix).numpy())
+    seen = spectrum(Matrix(matrix), Effort(probes, steps), seed=steps, dense=0)
+    block = next(block for block in seen.blocks if block.seen)
+    live, found = block.size / len(truth), []
+    for eps in EPS:
+        wanted, rank = float((truth > eps).mean()), seen.epsilon_rank(eps)
+        where = f"{name}, {steps} steps, {eps:g}: {wanted:.4f} in [{rank.low:.4f}, {rank.high:.4f}]"
+        if not rank.low - 1e-9 <= wanted <= rank.high + 1e-9:
+            found.append(where)
+        bounds = live * np.mean([stieltjes(each, eps) for each in block.seen], axis=0)
+        own = live * chance(rank.low / live, rank.high / live, probes * block.size)
+        if rank.high > bounds[1] + own + 1e-6 or rank.low < bounds[0] - own - 1e-6:
+            found.append(f"{where}, wider than {bounds} by {own:.4f}")
+        if rank.resolved and abs(rank.value - wanted) > rank.error + 0.05:
+            found.append(f"{where}, said to be {rank.value:.4f}")
+        if rank.resolved is not (rank.high - rank.low <= 0.05) or math.isnan(rank.value) is rank.resolved:
+            found.append(f"{where}, resolved: {rank.resolved}")
+    return found
+
+
+@pytest.mark.parametrize("steps", [16, 60, 150])
+def test_the_truth_is_inside(steps: int) -> None:
+    assert len(CASES) == 40
+    assert not [line for name in CASES[:: 1 + steps // 100] for line in wrong(name, steps)]
+
+
+def test_the_truth_is_inside_when_the_recursion_ends() -> None:
+    assert not [line for name in CASES[::4] for line in wrong(name, 400, probes=2)]
+
+
+def test_without_a_neighbour_the_truth_falls_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant leaves out the weight of the node at the threshold, as a plain sum over Ritz values would."""
+    real = brackets_of.below
+
+    def short(*given: object) -> np.ndarray:
+        bounds: np.ndarray = real(*given)
+        return np.stack([bounds[:, 0], bounds[:, 0]], 1)
+
+    monkeypatch.setattr(brackets_of, "below", short)
+    assert len([line for name in CASES for line in wrong(name, 16) if "wider" not in line]) > 10
+
+
+def test_what_used_to_be_one_with_no_error_is_not_resolved() -> None:
+    """All mass near zero sits on one node of each probe: three fifths were reported as all, with an error of zero."""
+    values = np.concatenate([np.abs(np.random.default_rng(0).normal(0, 0.01, 540)), np.geomspace(1, 150, 60)])
+    eps = 0.006
+    assert 0.6 < (values > eps).mean() < 0.62
+    for steps in (16, 30):
+        seen = spectrum(Matrix(rotated(values, 0)), Effort(3, steps), dense=0)
+        sums = [float(weights[np.abs(nodes) > eps].sum()) for nodes, weights in seen.blocks[0].nodes]
+        assert sums == pytest.approx([1.0] * 3), "which is what a sum over Ritz values says, of each probe"
+        rank = seen.epsilon_rank(eps)
+        assert rank.low <= (values > eps).mean() <= rank.high
+        assert not rank.resolved and math.isnan(rank.value) and "more steps" in rank.reason
+
+
+def test_bounds_are_reached_and_chance_is_covered() -> None:
+    """Against distributions made to have the same moments: a Gauss rule's own, and those with a node at t."""
+    rng = np.random.default_rng(0)
+    values, weights = np.sort(rng.normal(size=60)), rng.dirichlet(np.ones(60))
+    start = torch.from_numpy(np.sqrt(weights))[None]
+    (seen,) = lanczos(Matrix(torch.diag(torch.from_numpy(values))), start, 9)
+    for t in np.linspace(-2, 2, 17):
+        low, high = brackets_of.below(seen, [float(t)])[0]
+        assert low - 1e-12 <= weights[values < t].sum() <= weights[values <= t].sum() <= high + 1e-12
+        # Christoffel's function is the width: 1 / sum p_k(t)^2 over the orthonormal polynomials of degree 0 to 9.
+        ahead, before, total = 1.0, 0.0, 1.0
+        for k in range(9):
+            step = (t - seen.diagonal[k]) * ahead - (seen.off[k - 1] if k else 0.0) * before
+            ahead, before = step / seen.off[k], ahead
+            total += ahead**2
+        assert high - low == pytest.approx(1 / total, rel=1e-6)
+
+
+def test_chance_covers_projections() -> None:
+    """Shares of a projection's eigenvalues, by single probes: within four standard errors, and not all in one."""
+    matrix = rotated(np.concatenate([np.ones(12), np.zeros(188)]), 3)
+    starts = signs(200, 400, 0, matrix)
+    shares = (starts @ matrix * starts).sum(1).numpy() / 200
+    limit = brackets_of.with_chance(0.06, 0.06, 200)
+    assert np.mean(np.abs(shares - 0.06) <= limit) > 0.995
+    assert np.mean(np.abs(shares - 0.06) <= limit / 4) < 0.95
+
+
+def test_single_precision_is_part_of_the_bracket() -> None:
+    values = np.concatenate([np.logspace(-8, -3, 390), np.geomspace(10, 1e3, 10)])
+    truth = float((values > 1e-4).mean())
+    single, double = (spectrum(Matrix(rotated(values, 1, kind)), dense=dense).epsilon_rank(1e-4)
+                      for kind, dense in ((torch.float32, 500), (torch.float64, 500)))  # fmt: skip
+    assert double.value == pytest.approx(truth) and double.low == double.high
+    assert single.low <= truth <= single.high and not single.resolved and "precise" in single.reason
+
+
+def test_steps_are_added_until_it_is_resolved_and_probes_against_chance() -> None:
+    rng = np.random.default_rng(1)
+    easy = Matrix(rotated(np.concatenate([rng.normal(0, 1e-5, 780), np.linspace(1, 2, 20)]), 0))
+    seen = spectrum(easy, Effort(eps=[0.1], relative=[]), dense=0)
+    assert seen.settings["steps"] <= 60 and seen.settings["probes"] > 1
+    assert seen.epsilon_rank(0.1).resolved and seen.epsilon_rank(0.1).low <= 0.025 <= seen.epsilon_rank(0.1).high
+    hard = spectrum(easy, Effort(eps=[1e-5], relative=[], products=120), dense=0)
+    assert not hard.epsilon_rank(1e-5).resolved and hard.settings["products"] <= 124
+    again = spectrum(easy, Effort(eps=[0.1], relative=[]), dense=0)
+    assert again.numbers() == seen.numbers(), "what decides is no clock"
+    short = spectrum(easy, Effort(eps=[1e-5], relative=[], memory=8 * 800 * 40), dense=0)
+    assert short.settings["steps"] <= 40, "a basis of no more than that"
+
+
+def exact_numbers(eigenvalues: Tensor) -> dict[str, float]:
+    """Effective rank and negative mass by their definitions."""
+    size = eigenvalues.abs()
+    shares = size[size > 0] / size.sum()
+    return {
+        "effective_rank": float(torch.exp(-(shares * shares.log()).sum())),
+        "negative_mass": float(size[eigenvalues < 0].sum() / size.sum()),
+    }
+
+
+@pytest.mark.parametrize("name", CASES[::3])
+def test_effective_rank_and_negative_mass_are_in_their_brackets(name: str) -> None:
+    matrix = matrix_of(name)
+    wanted = exact_numbers(torch.linalg.eigvalsh(matrix))
+    for steps in (16, 100, 400):
+        seen = spectrum(Matrix(matrix), Effort(4, steps), dense=0)
+        for number, truth in wanted.items():
+            found = getattr(seen, number)
+            assert found.low * (1 - 1e-6) - 1e-9 <= truth <= found.high * (1 + 1e-6) + 1e-9, (number, steps, found)
+            if found.resolved and number == "effective_rank":
+                assert found.value == pytest.approx(truth, rel=0.11)
+            assert math.isnan(found.value) is bool(found.reason)
+
+
+def test_an_effective_rank_is_resolved_where_it_can_be() -> None:
+    seen = spectrum(Matrix(rotated(np.linspace(1.0, 1.1, 600), 0)), Effort(16, 20), dense=0)
+    assert seen.effective_rank.resolved and seen.effective_rank.value == pytest.approx(600, rel=0.05)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), Surrogate()], ids=["cross-entropy", "PPO"])
+def test_the_ggn_is_exact_through_its_gram_matrix(loss: nn.Module) -> None:
+    """Also where the loss is not convex in the outputs, and the Gram's own root does not exist."""
+    net, batch = trained(loss, 0, 1)
+    batch = (batch[0][:20], batch[1][:20])
+    problem = supervised(net, loss, batch)
+    wanted = torch.linalg.eigvalsh(GGN(problem).dense()).numpy()
+    seen = ggn_spectrum(problem)
+    assert seen.exact and seen.size == problem.size and Gram.rows_of(problem) == 80
+    for eps in (1e-4, 1e-2, 1e-1):
+        assert seen.epsilon_rank(eps).value == pytest.approx((np.abs(wanted) > eps).mean(), abs=1e-9)
+    assert seen.trace.value == pytest.approx(wanted.sum()) and seen.lambda_max.value == pytest.approx(wanted[-1])
+    assert seen.lambda_min.value == pytest.approx(min(wanted[0], 0.0), abs=1e-9)
+    assert seen.epsilon_rank(1e-12).value <= 80 / problem.size
+
+
+def test_trainable_says_when_it_cannot_tell() -> None:
+    seen = spectrum(Matrix(rotated(np.logspace(-8, 0, 300), 0)), Effort(1, 12), dense=0)
+    rank = seen.epsilon_rank(1e-2)
+    assert seen.trainable(rank.low, 1e-2) is True and seen.trainable(rank.high + 1e-6, 1e-2) is False
+    assert seen.trainable((rank.low + rank.high) / 2, 1e-2) is None
+
+
+def test_spectra_of_an_earlier_version_say_so(tmp_path: object) -> None:
+    path = f"{tmp_path}/old.npz"
+    np.savez(path, values=np.zeros((1, 2)), weights=np.ones((1, 2)) / 2, settings=np.array("{}"))
+    with pytest.raises(ValueError, match=r"earlier version.*crl probe"):
+        Spectrum.load(path)
+
+
+def test_the_plain_call_resolves() -> None:
+    """A net with more rows than are written down: where eigenvalues are few they are counted, elsewhere it says no."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 5))
+    inputs, targets = torch.randn(200, 30), torch.randint(5, (200,))
+    seen = hessian_spectrum(net, nn.functional.cross_entropy, (inputs, targets))
+    assert not seen.exact and seen.settings["products"] <= 304
+    rank = seen.epsilon_rank(1e-1)
+    assert rank.resolved and rank.low <= rank.value <= rank.high
+    assert not seen.epsilon_rank(1e-3).resolved and math.isnan(seen.numbers()["epsilon_rank_0.001"])
