@@ -32,15 +32,18 @@ class Interval:
     runs: int
 
 
-def interval(values: ArrayLike, share: float = 0.95) -> Interval:
+def interval(values: ArrayLike, share: float = 0.95, possible: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
     """The mean over runs, and an interval that holds the mean of all runs that there could be.
 
     Its ends are those of `wider_of_t_and_hall`, which was chosen by simulation: `crl bench coverage` shows it beside
     what it was compared with. On normal, t(3), uniform and 50/50 two-valued data of 3 (two-valued: 5) to 20 runs it
-    holds the mean in at least 93 % of cases. It is too narrow on skewed data, and most of all where few runs do
-    otherwise than the rest and none of them may be among those seen: `HELD` has by how much. It can reach beyond what
-    is possible, such as an accuracy of 100 %. Runs that are all alike make it a point, for they show no spread. Of
-    one run, or with a value that is not finite, there is no interval: its ends are NaN.
+    holds the mean in at least 93 % of cases; on normal data it is 1.6 times as wide as Student's t with 3 and 5 runs,
+    1.2 with 10 and 1.04 with 20. It is too narrow on skewed data, and most of all where few runs differ from the rest
+    and none of them may be among those seen: `HELD` has by how much.
+
+    It can reach beyond what is `possible`, such as an accuracy of 100 %, unless that is said. Runs that are all alike
+    make it a point, for they show no spread. Of one run, or with a value that is not finite, there is no interval:
+    its ends are NaN.
 
     >>> found = interval([1.0, 2.0, 3.0])
     >>> found.mean, round(found.low, 3), round(found.high, 3)
@@ -51,7 +54,7 @@ def interval(values: ArrayLike, share: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     if len(runs) < 2 or not np.isfinite(runs).all():
         return Interval(float(runs.mean()), math.nan, math.nan, len(runs))
-    low, high = wider_of_t_and_hall(runs, share)
+    low, high = np.clip(wider_of_t_and_hall(runs, share), *possible)
     return Interval(float(runs.mean()), float(low), float(high), len(runs))
 
 
@@ -66,8 +69,8 @@ def caption(runs: int) -> str:
         return ""
     even, skewed, rare = HELD[simulated]
     return (
-        f"95 % intervals: simulated with {simulated} runs, they held the mean in at least {even} % of cases on symmetric "
-        f"data, {skewed} % on skewed data, and {rare} % where one run in five differs from the rest."
+        f"95 % intervals: simulated with {simulated} runs, they held the mean in at least {even} % of cases on "
+        f"symmetric data, {skewed} % on skewed data, and {rare} % where one run in five differs from the rest."
     )
 
 

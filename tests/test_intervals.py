@@ -1,4 +1,4 @@
-"""Intervals over few runs hold what they say, by simulation; the percentile bootstrap, put in their place, is caught."""
+"""Intervals over few runs hold what they say, by simulation, and a percentile bootstrap in their place is caught."""
 
 import itertools
 import json
@@ -36,8 +36,8 @@ def test_hall_s_transformation_is_undone() -> None:
 
 def test_without_skewness_it_is_the_t_interval_and_with_it_only_the_long_side_grows() -> None:
     even = stats.interval([1.0, 2.0, 3.0])
-    assert (even.mean, even.low, even.high, even.runs) == pytest.approx((2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5, 3),
-                                                                        abs=1e-3)  # fmt: skip
+    reach = 4.3027 / 3**0.5
+    assert (even.low, even.mean, even.high, even.runs) == pytest.approx((2 - reach, 2, 2 + reach, 3), abs=1e-3)
     skewed = stats.interval([0.0, 0.0, 0.0, 1.0])  # mean 1/4, standard error 1/4, skewness 2, so G is 1
     assert skewed.low == pytest.approx(0.25 - 3.1824 / 4, abs=1e-3)
     assert skewed.high == pytest.approx(0.25 + 3 * (1 + np.cbrt(3.1824 + 1 / 6 - 1)) / 4, abs=1e-3)
@@ -50,6 +50,12 @@ def test_it_moves_with_the_values_and_not_with_their_order() -> None:
     scaled = stats.interval(1e5 + 30 * values)
     assert scaled.low == pytest.approx(1e5 + 30 * found.low) and scaled.high == pytest.approx(1e5 + 30 * found.high)
     assert found == stats.interval(values) and found.low < found.mean < found.high
+
+
+def test_it_ends_where_the_number_can_go_no_further() -> None:
+    values = [0.0, 0.0, 0.0, 1.0]
+    free, cut = stats.interval(values), stats.interval(values, possible=(0.0, 1.0))
+    assert free.low < 0 and free.high > 1 and (cut.low, cut.mean, cut.high) == (0.0, 0.25, 1.0)
 
 
 def test_one_run_has_no_interval_and_equal_ones_have_a_point() -> None:
@@ -147,8 +153,8 @@ def test_a_draw_keeps_each_task_s_scores_apart() -> None:
         found = stats.iqm_interval(table, np.random.default_rng(0), whole)
         assert found.low == found.mean == found.high == 15.0, "no task is drawn more often than another"
     opposite = np.arange(8.0)[:, None] * [1.0, -1.0]  # a run is as good on one task as it is bad on the other
-    apart, together = (np.abs(stats.iqm_draws(opposite, np.random.default_rng(0), whole, 300)).max() for whole in (0, 1))
-    assert together == pytest.approx(0) and apart > 0.3
+    together, apart = (stats.iqm_draws(opposite, np.random.default_rng(0), whole, 300) for whole in (True, False))
+    assert np.abs(together).max() == pytest.approx(0) and np.abs(apart).max() > 0.3
 
 
 def test_scores_of_one_walk_are_drawn_together_and_the_mutant_that_does_not_is_too_narrow() -> None:

@@ -6,9 +6,10 @@ Runs go to a folder, and those that are finished are not run again, so a study c
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Column:
     number: str
     title: str
     digits: int = 0
+    possible: tuple[float, float] = (-math.inf, math.inf)  # an interval ends where the number can go no further
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def table(study: Study, result: dict[str, Any]) -> str:
     for name, runs in arms.items():
         lines.append(_row(name, [_cell([run[c.number] for run in runs], c) for c in study.columns]))
     for one, other in study.differences:
-        pairs = [(c, [a[c.number] - b[c.number] for a, b in zip(arms[one], arms[other], strict=True)])
-                 for c in study.columns]  # fmt: skip
+        pairs = [(replace(c, possible=Column.possible), [a[c.number] - b[c.number] for a, b in
+                  zip(arms[one], arms[other], strict=True)]) for c in study.columns]  # fmt: skip
         lines.append(_row(f"{one} less {other}", [_cell(values, column) for column, values in pairs]))
     if study.alone is not None:
         title, number = study.alone
@@ -100,7 +102,7 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _cell(values: list[float], column: Column) -> str:
-    found = stats.interval([value for value in values if np.isfinite(value)])
+    found = stats.interval([value for value in values if np.isfinite(value)], possible=column.possible)
     if np.isnan(found.low):
         return f"{found.mean:.{column.digits}f}"  # one run has no interval
     return f"{found.mean:.{column.digits}f} [{found.low:.{column.digits}f}, {found.high:.{column.digits}f}]"
