@@ -68,7 +68,7 @@ class Seeds:
         lines += self._all_tasks()
         where = next(iter(self.runs.values())).path.parent
         seeds = f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)} ({_these(list(self.runs))})"
-        caption = stats.caption(len(self.runs))
+        caption = stats.caption(len(self.runs), middle=True)
         last = [*([caption] if caption else []), f"{seeds} in {where}, {duration(self.seconds)}"]
         return "\n".join([*aligned(lines), "", *last])
 

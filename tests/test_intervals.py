@@ -125,11 +125,21 @@ def test_the_bench_measures_every_candidate_and_its_choice_is_by_the_rule() -> N
         assert [even, skewed, rare] == [math.floor(min(group)) for group in groups]
 
 
+def test_what_is_said_of_the_interquartile_mean_is_what_was_published() -> None:
+    published = json.loads((tables.RESULTS / "coverage.json").read_text())["iqm"]
+    for runs, said in stats.HELD_IQM.items():
+        least = [min(cell[tasks]["whole runs, widened"] for cell in published[str(runs)].values())
+                 for tasks in ("one task", "five tasks, correlated")]  # fmt: skip
+        assert [*said] == [math.floor(value) for value in least]
+
+
 def test_a_caption_says_what_so_few_runs_hold() -> None:
     assert stats.caption(1) == ""
     assert all(str(percent) in stats.caption(5) for percent in stats.HELD[5])
     assert "5 runs" in stats.caption(5) and str(stats.HELD[5][2]) in stats.caption(7)
     assert str(stats.HELD[20][1]) in stats.caption(400)
+    assert "interquartile" not in stats.caption(5) + stats.caption(3, middle=True)
+    assert all(f"{percent} %" in stats.caption(5, middle=True).partition("inter")[2] for percent in stats.HELD_IQM[5])
 
 
 # The interquartile mean.
