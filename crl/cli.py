@@ -166,7 +166,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     import importlib
 
-    names = ("seeds", "out", "jobs") if arguments.what in STUDIES else ("pairs", "steps")
+    timed = () if arguments.what == "coverage" else ("pairs", "steps")
+    names = ("seeds", "out", "jobs") if arguments.what in STUDIES else timed
     asked = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.what in STUDIES:
         bench = importlib.import_module("crl.bench.study")
@@ -281,8 +282,8 @@ def _data(commands: Any) -> None:
 
 def _benches(commands: Any) -> None:
     """Benchmarks and studies."""
-    bench = commands.add_parser("bench", help="side-by-side benchmarks, and studies of the methods")
-    bench.add_argument("what", choices=("rl", "curvature", "methods", "supervised", *STUDIES))
+    bench = commands.add_parser("bench", help="side-by-side benchmarks, studies of the methods, what intervals hold")
+    bench.add_argument("what", choices=("rl", "curvature", "methods", "supervised", "coverage", *STUDIES))
     bench.add_argument("--pairs", type=int, help="how often each side runs (default: the bench's own)")
     bench.add_argument("--steps", type=int, help="environment steps of each run (default: the bench's own)")
     bench.add_argument("--seeds", type=int, help="of a study: runs of each method (default: 5)")

@@ -96,9 +96,9 @@ def _row(points: Sequence[Point], counts: Array, within: bool) -> tuple[Row, Arr
     drawn = stats.draws(stats.spearmans, x, y, used)
     row = replace(
         row,
-        spearman=stats.interval(stats.spearman(x, y), drawn),
-        pearson=stats.interval(stats.pearson(x, y), stats.draws(stats.pearsons, x, y, used)),
-        kendall=stats.interval(stats.kendall(x, y), stats.draws(stats.kendalls, x, y, fewer)),
+        spearman=stats.percentile_interval(stats.spearman(x, y), drawn),
+        pearson=stats.percentile_interval(stats.pearson(x, y), stats.draws(stats.pearsons, x, y, used)),
+        kendall=stats.percentile_interval(stats.kendall(x, y), stats.draws(stats.kendalls, x, y, fewer)),
         line=stats.line(x, y),
         beside={kind: _beside(points, counts, kind) for kind in others},
     )
@@ -115,7 +115,7 @@ def _beside(points: Sequence[Point], counts: Array, kind: str) -> Correlation:
     x, y, kept = taken(points, kind)
     if _reason(x, y):
         return NOTHING
-    return stats.interval(stats.spearman(x, y), stats.draws(stats.spearmans, x, y, counts[kept]))
+    return stats.percentile_interval(stats.spearman(x, y), stats.draws(stats.spearmans, x, y, counts[kept]))
 
 
 def taken(points: Sequence[Point], kind: str) -> tuple[Array, Array, list[int]]:

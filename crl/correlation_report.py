@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from crl.coefficients import FEWEST, TARGETS, Point, Row, kinds, taken
 from crl.scatter import MOST, Panel, draw_scatters
+from crl.stats import ENOUGH, iqm_interval
 from crl.store import write_whole
 
 
@@ -65,6 +68,7 @@ def reading(rows: Sequence[Row], points: Sequence[Point], within: bool) -> list[
                 f"{target}: {len(tested)} predictors were tested; the intervals of {clear} leave out zero, each taken "
                 f"alone, and {sum(row.holds for row in tested)} (*) hold with all taken at once"
             )
+            notes += _level([point for point in points if point.target == target])
     notes.append(_spread(len(runs)))
     meaning = {
         "pooled": "pooled: Spearman of all points as they are",
@@ -76,6 +80,24 @@ def reading(rows: Sequence[Row], points: Sequence[Point], within: bool) -> list[
     if within:
         notes.append("the other columns are of deviations from the run's own mean")
     return [*notes, *_warnings(rows, points)]
+
+
+def _level(points: Sequence[Point]) -> list[str]:
+    """How much of a target there is: where that is next to nothing, what goes with it says little.
+
+    Over the visits that all runs have; a draw takes runs with all of their visits.
+    """
+    scores: dict[str, dict[int, float]] = defaultdict(dict)
+    for point in points:
+        scores[point.run][point.visit] = point.y
+    visits = sorted(set.intersection(*(set(own) for own in scores.values())))
+    if not visits or len(scores) < ENOUGH:
+        return []
+    found = iqm_interval([[own[i] for i in visits] for own in scores.values()], np.random.default_rng(0))
+    return [
+        f"{points[0].target}: its interquartile mean over {len(scores)} runs at {len(visits)} visits is "
+        f"{found.mean:z.3g}, 95 % interval [{found.low:z.3g}, {found.high:z.3g}] (stratified bootstrap)"
+    ]
 
 
 def _spread(runs: int) -> str:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 import yaml
+from numpy.typing import ArrayLike
 
 from crl import build, config, metrics, run, stats
 from crl.bars import Bars, Progress
@@ -55,21 +56,43 @@ class Seeds:
     seconds: float
 
     def table(self) -> str:
-        """Each metric over the seeds where it is defined: mean, 95 % bootstrap interval, interquartile mean."""
+        """Each metric over the seeds where it is defined: its mean and its interquartile mean, with 95 % intervals."""
         if not self.runs:
             return "no seed is finished"
         found = [final(done) for done in self.runs.values()]
         names = found[0] if all(one.keys() == found[0].keys() for one in found) else metrics_alone(found)
-        lines = [["", "mean", "95 % interval", "IQM", "seeds"]]
+        lines = [["", "mean", "95 % interval", "IQM", "95 % interval", "seeds"]]
         for name in names:
             values = [one[name] for one in found if np.isfinite(one[name])]
-            seen = stats.bootstrap(values, np.random.default_rng(0))
-            interval = f"[{number(seen.low)}, {number(seen.high)}]" if len(values) > 1 else "–"
-            middle = number(stats.iqm(values)) if len(values) >= stats.ENOUGH else "–"
-            lines.append([name, number(seen.mean), interval, middle, str(len(values))])
+            lines.append([name, *_with_interval(stats.interval(values)), *_middle(values), str(len(values))])
+        lines += self._all_tasks()
         where = next(iter(self.runs.values())).path.parent
         seeds = f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)} ({_these(list(self.runs))})"
-        return "\n".join([*aligned(lines), "", f"{seeds} in {where}, {duration(self.seconds)}"])
+        caption = stats.caption(len(self.runs), middle=True)
+        last = [*([caption] if caption else []), f"{seeds} in {where}, {duration(self.seconds)}"]
+        return "\n".join([*aligned(lines), "", *last])
+
+    def _all_tasks(self) -> list[list[str]]:
+        """The row of all tasks' scores at the end, a seed's taken together: one walk gave them."""
+        ends = [done.matrix[-1] for done in self.runs.values()]
+        if len({tuple(done.tasks) for done in self.runs.values()}) > 1 or len(ends[0]) < 2:
+            return []
+        scores = np.stack(ends)
+        if not np.isfinite(scores).all():
+            return []
+        means = _with_interval(stats.interval(scores.mean(axis=1)))
+        return [["at the end: all tasks", *means, *_middle(scores), str(len(scores))]]
+
+
+def _with_interval(found: stats.Interval) -> list[str]:
+    """Two cells: the number, and its interval if it has one."""
+    return [number(found.mean), "–" if np.isnan(found.low) else f"[{number(found.low)}, {number(found.high)}]"]
+
+
+def _middle(scores: ArrayLike) -> list[str]:
+    """Two cells: the interquartile mean and its interval; of few seeds there is no middle half."""
+    found = stats.iqm_interval(scores, np.random.default_rng(0))
+    return _with_interval(found) if found.runs >= stats.ENOUGH else ["–", "–"]
 
 
 def final(done: Run) -> dict[str, float]:

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from agents import layers
-from crl import named
+from crl import named, stats
 from crl.bench import curvature, methods, rl, studies, study, supervised, tables
 from crl.core import CrlError
 
@@ -100,6 +100,11 @@ def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path) -> Non
     shown = study.main("small", small_one, seeds=2, out=str(tmp_path))
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")) == before
     assert shown.splitlines()[0].startswith("| | all tasks") and len(shown.splitlines()) == 5
+    values = [run["average"] for run in first["arms"]["plain"]]
+    found = stats.interval(values)
+    assert f"| plain | {found.mean:.0f} [{found.low:.0f}, {found.high:.0f}] |" in shown
+    five = {**first, "seeds": 5, "arms": {arm: runs * 2 + runs[:1] for arm, runs in first["arms"].items()}}
+    assert study.table(small_one, five).splitlines()[-1] == stats.caption(5)
 
 
 @pytest.mark.parametrize("side", ["crl", "bare", "torch"])

@@ -122,7 +122,7 @@ def clustered(generator: np.random.Generator, between: float, runs: int = 20, ea
 
 def interval_of(of: Any, x: Any, y: Any, coefficients: stats.Coefficient) -> stats.Correlation:
     counts = stats.resampled(of, 300, np.random.default_rng(0))
-    return stats.interval(math.nan, stats.draws(coefficients, x, y, counts))
+    return stats.percentile_interval(math.nan, stats.draws(coefficients, x, y, counts))
 
 
 def boundaries_only(of: Any) -> Any:
@@ -175,7 +175,7 @@ def test_there_is_no_interval_where_resamples_have_no_coefficient() -> None:
     x = np.array([1.0] + [0.0] * 19)  # one point makes all of it, and a third of the resamples lacks it
     y = np.arange(20.0)
     counts = stats.resampled([str(i) for i in range(20)], 500, np.random.default_rng(0))
-    found = stats.interval(stats.spearman(x, y), stats.draws(stats.spearmans, x, y, counts))
+    found = stats.percentile_interval(stats.spearman(x, y), stats.draws(stats.spearmans, x, y, counts))
     assert math.isfinite(found.value) and math.isnan(found.low) and str(found).endswith("[–]")
 
 
@@ -187,7 +187,7 @@ def test_noise_does_not_hold_when_all_are_taken_at_once() -> None:
         noise = [clustered(generator, between=1.0)[1] for _ in range(12)]
         drawn = np.stack([stats.spearmans(x, y, counts) for x in noise], axis=1)
         held = stats.hold_together([stats.spearman(x, y) for x in noise], drawn)
-        each = [stats.interval(0.0, column) for column in drawn.T]
+        each = [stats.percentile_interval(0.0, column) for column in drawn.T]
         alone += any(one.low > 0 or one.high < 0 for one in each)
         at_once += any(held)
     assert at_once <= 6 < 9 <= alone  # of 40; 2 would be 5 %
@@ -236,6 +236,17 @@ def write_runs(root: Path, runs: int = 8) -> Path:
         init |= {"time/monitor/sharp": areas, "early/number": noise[1], "eval/return": areas}
         write_run(root / f"seed-{seed}", matrix, init, {"sharp/rank": ends, "blunt/noise": noise[1]}, areas)
     return root
+
+
+def test_the_level_of_a_target_stands_with_its_interval(tmp_path: Path) -> None:
+    report = correlate([write_runs(tmp_path / "runs")], tmp_path / "out", resamples=100)
+    (said,) = [note for note in report.notes if note.startswith("learning: its interquartile mean")]
+    seen = {(p.run, p.visit): p.y for p in report.points if p.target == "learning"}
+    table = [[seen[run, visit] for visit in range(2, len(ORDER) + 1)] for run in sorted({run for run, _ in seen})]
+    found = stats.iqm_interval(table, np.random.default_rng(0))
+    assert f"over 8 runs at 5 visits is {found.mean:.3g}, 95 % interval [{found.low:.3g}, {found.high:.3g}]" in said
+    few = correlate([write_runs(tmp_path / "few", runs=3)], tmp_path / "out", resamples=100)
+    assert not any("interquartile" in note for note in few.notes), "of three runs there is no middle half"
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

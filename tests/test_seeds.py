@@ -4,21 +4,26 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import crl
+from crl import stats
 from crl.bars import Bars, Progress
 from crl.cli import main
 from crl.config import read
 from crl.core import CrlError
+from crl.pictures import number
 from crl.seeds import Seeds, child
 from crl.stats import iqm
 from crl.store import RunFolder
@@ -262,6 +267,24 @@ def test_bars_are_drawn_over_and_what_is_said_stays(monkeypatch: pytest.MonkeyPa
     plain.note("said")
     plain.draw(["a"])
     assert elsewhere.getvalue() == "said\n"
+
+
+def test_the_table_has_both_means_with_intervals_and_says_what_those_hold() -> None:
+    rows = np.random.default_rng(0).uniform(size=(5, 3, 2))
+    made = {seed: SimpleNamespace(tasks=["one", "two"], matrix=rows[seed], manifest={"visits": [{"task": "one"},
+            {"task": "two"}]}, path=Path("runs/walk") / str(seed)) for seed in range(5)}  # fmt: skip
+    said = Seeds(made, {}, 1.0).table().splitlines()  # type: ignore[arg-type]
+    cells = {cells[0]: cells for line in said if len(cells := re.split(r"\s{2,}", line.strip())) == 6}
+    mean = stats.interval(rows[:, -1].mean(axis=1))
+    assert cells["average_performance"][1:3] == [number(mean.mean), f"[{number(mean.low)}, {number(mean.high)}]"]
+    middle = stats.iqm_interval(rows[:, -1, 1], np.random.default_rng(0))
+    assert cells["at the end: two"][3:] == [number(middle.mean), f"[{number(middle.low)}, {number(middle.high)}]", "5"]
+    all_tasks = stats.iqm_interval(rows[:, -1], np.random.default_rng(0))
+    assert cells["at the end: all tasks"][3] == number(all_tasks.mean) == number(stats.iqm(rows[:, -1]))
+    assert cells["at the end: all tasks"][1:3] == cells["average_performance"][1:3]
+    assert stats.caption(5, middle=True) in said
+    few = Seeds({0: made[0]}, {}, 1.0).table()  # type: ignore[dict-item]
+    assert "[" not in few and "simulated" not in few
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -103,16 +104,17 @@ def walking(run: Run) -> dict[str, Any]:
     return {**own, "dead": numbers[f"dead_{last}_end"], "erank": numbers[f"erank_{last}_end"], **numbers}
 
 
-RETURNS = (Column("first", "first two visits"), Column("last", f"last {LAST} visits"))
-INSIDE = (Column("dead", "dead units, actor", 2), Column("erank", "effective rank, actor", 2))
+SHARE, PERCENT, POLE = (0.0, 1.0), (0.0, 100.0), (0.0, 500.0)  # what is possible: of CartPole, its return
+RETURNS = (Column("first", "first two visits", 0, POLE), Column("last", f"last {LAST} visits", 0, POLE))
+INSIDE = (Column("dead", "dead units, actor", 2, SHARE), Column("erank", "effective rank, actor", 2, (0.0, math.inf)))
 ACCURACY = (
-    Column("own", "right after its visit, %", 1),
-    Column("average", "all tasks at the end, %", 1),
-    Column("forgetting", "forgotten, points", 1),
+    Column("own", "right after its visit, %", 1, PERCENT),
+    Column("average", "all tasks at the end, %", 1, PERCENT),
+    Column("forgetting", "forgotten, points", 1, (-100.0, 100.0)),
 )
 RANKS = (
-    Column("features_of_peak", "features' effective rank at the end, of its peak", 2),
-    Column("weights_of_peak", "weights' effective rank at the end, of its peak", 2),
+    Column("features_of_peak", "features' effective rank at the end, of its peak", 2, SHARE),
+    Column("weights_of_peak", "weights' effective rank at the end, of its peak", 2, SHARE),
 )
 REPLAY = [{"use": "replay", "size": 2000, "batch": 128, "every": 1}]
 ONE = {"threads": 1}  # as many runs at once as there are cores
@@ -161,10 +163,10 @@ STUDIES: dict[str, Callable[[], Study]] = {
         },
         forgetting,
         (
-            Column("average", "all tasks, at the end"),
-            Column("forgetting", "forgotten of the first two"),
-            Column("after_exchanged", "the second, right after its visit"),
-            Column("end_exchanged", "the second, at the end"),
+            Column("average", "all tasks, at the end", 0, POLE),
+            Column("forgetting", "forgotten of the first two", 0, (-500.0, 500.0)),
+            Column("after_exchanged", "the second, right after its visit", 0, POLE),
+            Column("end_exchanged", "the second, at the end", 0, POLE),
         ),
     ),
     "split_mnist": lambda: Study(
@@ -212,10 +214,10 @@ STUDIES: dict[str, Callable[[], Study]] = {
         },
         online,
         (
-            Column("early", "tasks 6 to 15, %", 2),
-            Column("late", "last 10 tasks, %", 2),
+            Column("early", "tasks 6 to 15, %", 2, PERCENT),
+            Column("late", "last 10 tasks, %", 2, PERCENT),
             Column("slope", "slope over tasks 11 to 60, points per 10 tasks", 3),
-            Column("dead", "dead units at the end", 3),
+            Column("dead", "dead units at the end", 3, SHARE),
             Column("erank", "effective rank of the last layer", 1),
         ),
         differences=(("L2-ER", "SGD"),),
@@ -225,13 +227,13 @@ STUDIES: dict[str, Callable[[], Study]] = {
         {"EnvPool, 256 copies": Arm()},
         returns,
         (
-            Column("after_1", "DoorKey", 3),
-            Column("after_2", "Unlock", 3),
-            Column("after_3", "SimpleCrossing", 3),
-            Column("after_4", "Empty-Random", 3),
-            Column("after_5", "DoorKey, again", 3),
-            Column("average", "all tasks at the end", 3),
-            Column("seconds", "seconds a seed"),
+            Column("after_1", "DoorKey", 3, SHARE),
+            Column("after_2", "Unlock", 3, SHARE),
+            Column("after_3", "SimpleCrossing", 3, SHARE),
+            Column("after_4", "Empty-Random", 3, SHARE),
+            Column("after_5", "DoorKey, again", 3, SHARE),
+            Column("average", "all tasks at the end", 3, SHARE),
+            Column("seconds", "seconds a seed", 0, (0.0, math.inf)),
         ),
     ),
     "slippery_ant": lambda: Study(

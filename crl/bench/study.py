@@ -6,19 +6,19 @@ Runs go to a folder, and those that are finished are not run again, so a study c
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crl import config
+from crl import config, stats
 from crl.core import CrlError
 from crl.opened import Run
 from crl.seeds import Walk, walk
-from crl.stats import bootstrap
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Column:
     number: str
     title: str
     digits: int = 0
+    possible: tuple[float, float] = (-math.inf, math.inf)  # an interval ends where the number can go no further
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,32 @@ def _spec(study: Study, arm: str, seed: int) -> config.Experiment:
 
 
 def table(study: Study, result: dict[str, Any]) -> str:
-    """A Markdown table: means over seeds, with 95 % bootstrap intervals."""
-    generator = np.random.default_rng(0)
+    """A Markdown table: means over seeds with 95 % intervals (`crl.stats.interval`), and below it what those hold."""
     titles = [column.title for column in study.columns]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(titles)}"]
     arms = result["arms"]
     for name, runs in arms.items():
-        lines.append(_row(name, [_cell([run[c.number] for run in runs], c, generator) for c in study.columns]))
+        lines.append(_row(name, [_cell([run[c.number] for run in runs], c) for c in study.columns]))
     for one, other in study.differences:
-        pairs = [(c, [a[c.number] - b[c.number] for a, b in zip(arms[one], arms[other], strict=True)])
-                 for c in study.columns]  # fmt: skip
-        lines.append(_row(f"{one} less {other}", [_cell(values, column, generator) for column, values in pairs]))
+        pairs = [(replace(c, possible=Column.possible), [a[c.number] - b[c.number] for a, b in
+                  zip(arms[one], arms[other], strict=True)]) for c in study.columns]  # fmt: skip
+        lines.append(_row(f"{one} less {other}", [_cell(values, column) for column, values in pairs]))
     if study.alone is not None:
         title, number = study.alone
         values = [run[number] for runs in arms.values() for run in runs if number in run]
         if values:
             empty = [""] * (len(titles) - 1)
-            lines.append(_row(title, [_cell(values, study.columns[0], generator), *empty]).replace("  |", " |"))
-    return "\n".join(lines)
+            lines.append(_row(title, [_cell(values, study.columns[0]), *empty]).replace("  |", " |"))
+    caption = stats.caption(result["seeds"])
+    return "\n".join([*lines, *(["", caption] if caption else [])])
 
 
 def _row(name: str, cells: list[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _cell(values: list[float], column: Column, generator: np.random.Generator) -> str:
-    found = bootstrap([value for value in values if np.isfinite(value)], generator)
-    if found.runs < 2:
+def _cell(values: list[float], column: Column) -> str:
+    found = stats.interval([value for value in values if np.isfinite(value)], possible=column.possible)
+    if np.isnan(found.low):
         return f"{found.mean:.{column.digits}f}"  # one run has no interval
     return f"{found.mean:.{column.digits}f} [{found.low:.{column.digits}f}, {found.high:.{column.digits}f}]"

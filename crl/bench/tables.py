@@ -10,11 +10,17 @@ import re
 import sys
 from pathlib import Path
 
-from crl.bench import curvature, methods, rl, study, supervised
+from crl.bench import coverage, curvature, methods, rl, study, supervised
 from crl.bench.studies import STUDIES
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TABLES = {"curvature": curvature.table, "methods": methods.table, "rl": rl.table, "supervised": supervised.table}
+TABLES = {
+    "coverage": coverage.table,
+    "curvature": curvature.table,
+    "methods": methods.table,
+    "rl": rl.table,
+    "supervised": supervised.table,
+}
 MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
