@@ -384,7 +384,7 @@ def test_renewed_units_are_young(agent: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["head_reset", "reset"])
 def test_reset_weights_are_young(agent: str, name: str) -> None:
     with aside(1):
-        story = begun(agent, {"use": name})
+        story = begun(agent, {"use": name, "same": True})
         method, before = story.methods[name], copy.deepcopy(story.methods[name].first)
         chosen = method.chosen()
         assert any(difference(method.parameters[n].detach(), before[n]) for n in chosen), "there is what to reset"

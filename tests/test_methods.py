@@ -740,14 +740,17 @@ def test_what_is_renewed_moves_as_a_new_adam_would() -> None:
 class Dohare:
     """Continual backprop's utility, age and mean of one hidden layer, in numpy."""
 
-    def __init__(self, units: int, decay: float) -> None:
+    def __init__(self, units: int, decay: float, kind: str = "contribution") -> None:
+        self.kind = kind
         self.decay, self.u, self.f, self.a = decay, np.zeros(units), np.zeros(units), np.zeros(units)
 
     def see(self, h: Any, made: Any, read: Any) -> None:
         self.a += 1
         self.f = self.decay * self.f + (1 - self.decay) * h.mean(0)
-        gap = np.abs(h - self.mean).mean(0)
-        worth = np.abs(read).mean(0) * gap / np.abs(made).mean(1)
+        if self.kind == "contribution":  # equation 1 of the Nature paper
+            worth = np.array([np.mean([abs(row[i]) for row in h]) * sum(map(abs, read[:, i])) for i in range(len(made))])
+        else:
+            worth = np.abs(read).mean(0) * np.abs(h - self.mean).mean(0) / np.abs(made).mean(1)
         self.u = self.decay * self.u + (1 - self.decay) * worth
 
     @property
@@ -766,10 +769,12 @@ def follow(agent: Classifier, oracle: Dohare, seed: int) -> None:
     oracle.see(h, *layers)
 
 
-def test_cbp_utility() -> None:
+@pytest.mark.parametrize("kind", ["contribution", "adaptable"])
+def test_cbp_utility(kind: str) -> None:
     agent = classifier((8,), lr=0.2)
-    method = put(CBP(rate=1e-9, maturity=3, decay=0.9), agent)
-    oracle = Dohare(8, 0.9)
+    said = {} if kind == "contribution" else {"utility": kind}
+    method = put(CBP(rate=1e-9, maturity=3, decay=0.9, **said), agent)
+    oracle = Dohare(8, 0.9, kind)
     for seed in range(7):
         follow(agent, oracle, seed)
         assert method.utility["0"].numpy() == pytest.approx(oracle.u, rel=1e-4, abs=1e-7)
@@ -797,6 +802,19 @@ def check_fold() -> None:
     assert method.age["0"][unit] == 0 and not weights(agent)["2.weight"][:, unit].any()
     assert float((weights(agent)["2.bias"] - before["2.bias"]).abs().max()) > 1e-4
     assert_close(answers(agent), predicted, atol=1e-6, rtol=0)
+
+
+def test_cbp_replaces_the_unit_of_least_contribution() -> None:
+    """A unit that is far from zero but hardly varies counts: by equation 1 it stays, by the adaptable utility it goes."""
+    for kind, gone in (("contribution", 1), ("adaptable", 0)):
+        agent = classifier((2,))
+        method = put(CBP(rate=0.5, maturity=0, utility=kind), agent)
+        with torch.no_grad():
+            agent.model[0].weight.copy_(torch.tensor([[0.01] * 4, [0.1, 0.0, 0.0, 0.0]]))
+            agent.model[0].bias.copy_(torch.tensor([5.0, 0.5]))
+            agent.model[2].weight.fill_(1.0)
+        learn(agent, 0)
+        assert method.age["0"].tolist() == [float(i != gone) for i in range(2)], kind
 
 
 def test_cbp_folds_the_mean_of_what_it_replaces() -> None:
@@ -844,7 +862,7 @@ def test_cbp_replaces_its_share_of_the_mature() -> None:
 def test_head_reset(layers: int) -> None:
     agent = classifier((6, 5), lr=0.01, optimizer={"use": "adam"})
     first = weights(agent)
-    method = put(HeadReset(layers), agent)
+    method = put(HeadReset(layers, same=True), agent)
     enter(agent, method, visit(1))
     learn(agent, 0, 1, 2)
     trained = weights(agent)
@@ -861,7 +879,7 @@ def test_head_reset(layers: int) -> None:
 
 def test_reset_makes_a_new_learner() -> None:
     agent, new = (classifier((6, 5), lr=0.01, optimizer={"use": "adam"}) for _ in range(2))
-    method = put(Reset(), agent)
+    method = put(Reset(same=True), agent)
     enter(agent, method, visit(1))
     learn(agent, 0, 1)
     enter(agent, method, visit(2))
@@ -874,13 +892,42 @@ def test_reset_makes_a_new_learner() -> None:
 def test_head_reset_of_actor_and_critic() -> None:
     agent = player("ppo")
     first = weights(agent)
-    method = put(HeadReset(), agent)
+    method = put(HeadReset(same=True), agent)
     enter(agent, method, visit(1))
     live(agent, 16)
     trained = weights(agent)
     enter(agent, method, visit(2))
     heads = ("action_net.", "value_net.")
     same(weights(agent), {n: first[n] if n.startswith(heads) else w for n, w in trained.items()})
+
+
+@pytest.mark.parametrize("kind", ["classifier", "ppo"])
+def test_resets_draw_other_weights_each_time(kind: str) -> None:
+    """Seeded, from the first weights' own distribution: an orthogonal matrix stays one, and a norm layer's stay 1."""
+
+    def drawn(seed: int) -> list[Weights]:
+        agent = learner(kind)
+        found = [weights(agent)]
+        method = put(Reset(), agent)
+        method.reseed(seed)
+        for index in (1, 2, 3):
+            enter(agent, method, visit(index))
+            found.append(weights(agent))
+        same(found[1], found[0])
+        return [found[0], *found[2:]]
+
+    one, again, other = drawn(5), drawn(5), drawn(6)
+    for mine, equal in zip(one, again, strict=True):
+        same(mine, equal)
+    for name, first in one[0].items():
+        draws = [one[1][name], one[2][name], other[1][name]]
+        if first.ndim > 1:
+            assert all(not torch.equal(a, b) for a, b in itertools.combinations([first, *draws], 2)), name
+        for value in draws:
+            assert_close(value.abs().flatten().sort().values, first.abs().flatten().sort().values)
+            if first.ndim > 1:
+                spectra = torch.linalg.svdvals(value.flatten(1)), torch.linalg.svdvals(first.flatten(1))
+                assert_close(*spectra, atol=1e-5, rtol=1e-5)
 
 
 def test_reset_makes_the_target_network_anew() -> None:
