@@ -49,10 +49,11 @@ class Plan:
     @property
     def visits(self) -> list[Visit]:
         """The walk, visit by visit."""
-        total, start, visits = sum(self.steps), 0, []
+        total, tasks, start, visits = sum(self.steps), len(self.tasks), 0, []
         for i, (column, steps) in enumerate(zip(self.order, self.steps, strict=True), start=1):
             seed = derive(self.experiment.seed, 1, i)
-            visits.append(Visit(i, self.tasks[column], steps, seed, start, total, self.experiment.boundary))
+            rules = self.experiment.boundary
+            visits.append(Visit(i, self.tasks[column], steps, seed, start, total, rules, tasks=tasks))
             start += steps
         return visits
 

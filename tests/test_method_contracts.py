@@ -814,7 +814,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"use": "redo", "every": 1.5}, "every: 1.5 is not a whole number of at least 1"),
         ({"use": "erank", "how": "twice"}, "how: 'twice' is not step or loss"),
         ({"use": "erank", "every": "epcoh"}, "every: 'epcoh' is not"),
-        ({"use": "packnet", "keep": 1.5}, "keep: 1.5 is not a number from 0.001 to 1"),
+        ({"use": "packnet", "share": 1.5}, "share (equal, or a number): 1.5 is not a number from 0.001 to 1"),
         ("normalize_and_project", "normalize_and_project needs a network with norm layers"),
         ({"use": "plasticity_injection", "layers": 4}, "4 layers are asked for, and a chain has 3"),
         ({"use": "redo", "name": "l2_er/x"}, "is not a name of letters"),

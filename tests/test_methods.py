@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -1037,7 +1038,7 @@ def test_progressive_players(kind: str) -> None:
 
 def test_packnet_keeps_earlier_tasks_to_the_bit() -> None:
     agent = classifier((10, 8), lr=0.02, optimizer={"use": "adam"}, norm="layer")
-    method = put(PackNet(keep=0.4, prune_at=0.75), agent)
+    method = put(PackNet(share=0.4, prune_at=0.75), agent)
     kept: dict[str, Tensor] = {}
     free = {n: w.numel() for n, w in weights(agent).items() if w.ndim > 1}
     for index, task in enumerate((A, B, C), 1):
@@ -1059,9 +1060,44 @@ def test_packnet_keeps_earlier_tasks_to_the_bit() -> None:
     assert method.numbers()["free"] == pytest.approx(sum(free.values()) / total)
 
 
+def test_packnet_gives_each_of_ten_tasks_a_tenth() -> None:
+    agent = classifier((20, 30), lr=0.01, optimizer={"use": "adam"})
+    method = put(PackNet(), agent)
+    for index in range(1, 11):
+        step = replace(visit(index, Pairs(f"task {index}", index)), tasks=10)
+        enter(agent, method, step)
+        learn(agent, index)
+        method.leave(step)
+    for name, owner in method.owner.items():
+        shares = [float((owner == index).float().mean()) for index in range(1, 11)]
+        assert shares == pytest.approx([0.1] * 10, abs=1.01 / owner.numel()), name
+    with pytest.raises(CrlError, match="share: equal needs the number of tasks"):
+        put(PackNet(), classifier()).enter(visit(1))
+
+
+def test_packnet_prunes_the_optimizer_too() -> None:
+    """The first step after pruning is a new Adam's on what was kept, and so is the next visit's first step."""
+    agent = classifier((6, 5), lr=0.01, optimizer={"use": "adam"})
+    method = put(PackNet(share=0.5, prune_at=0.5), agent)
+    step = visit(1, A, steps=16 * 4)
+    enter(agent, method, step)
+    learn(agent, 0, 1)
+    assert method.pruned
+    new = torch.optim.Adam([nn.Parameter(value) for value in weights(agent).values()], lr=0.01)
+    learn(agent, 2)
+    for value, parameter in zip(new.param_groups[0]["params"], agent.model.parameters(), strict=True):
+        value.grad = parameter.grad.clone()
+    new.step()
+    for value, (name, mine) in zip(new.param_groups[0]["params"], weights(agent).items(), strict=True):
+        kept = method.owner[name] == 1 if name in method.owner else torch.ones_like(mine, dtype=torch.bool)
+        assert_close(mine[kept], value[kept], atol=1e-7, rtol=0)
+    method.leave(step)
+    assert not any(value.any() for state in agent.optimizers[0].state.values() for value in state.values())
+
+
 def test_packnet_keeps_the_largest() -> None:
     agent = classifier((10,), lr=0.1)
-    method = put(PackNet(keep=0.5), agent)
+    method = put(PackNet(share=0.5), agent)
     step = visit(1, A, steps=10**6)
     enter(agent, method, step)
     learn(agent, 0, 1)
@@ -1075,7 +1111,7 @@ def test_packnet_keeps_the_largest() -> None:
 def test_packnet_when_a_task_comes_again(order: list[Pairs]) -> None:
     """It learns on with its own weights if it is the latest; if later ones have been learned, nothing moves."""
     agent = classifier((10,), lr=0.1)
-    method = put(PackNet(prune_at=0.0), agent)
+    method = put(PackNet(share=0.5, prune_at=0.0), agent)
     for index, task in enumerate(order, 1):
         before, owner = weights(agent), copy.deepcopy(method.owner)
         step = visit(index, task)
