@@ -105,15 +105,20 @@ class Trac(Optimizer):
     BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, base: str = "adam", betas: Iterable[float] = BETAS, **options: Any
+        self, params: Any, lr: float = 1e-3, base: str | type[Optimizer] = "adam", betas: Iterable[float] = BETAS, **options: Any
     ) -> None:
         if base == "trac":
             raise CrlError("agent.optimizer.base: trac goes around another optimizer, not around itself")
-        self.base: Optimizer = find(base, "agent.optimizer.base")(params, lr=lr, **options)
+        kind = base if isinstance(base, type) else find(base, "agent.optimizer.base")
+        self.base: Optimizer = kind(params, lr=lr, **options)
         self.rates = tuple(float(beta) for beta in betas)
         self._start = 1e-8
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
+
+    def like(self, groups: Any) -> Trac:
+        """A new one around the same kind of base, for other parameters."""
+        return Trac(groups, base=type(self.base), betas=self.rates)
 
     def _share(self) -> None:
         """One list of groups and one state, the base's."""

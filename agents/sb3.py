@@ -98,6 +98,11 @@ class SB3Agent:
         return [self._get(name) for name in self.algo._get_torch_save_params()[0] if name.endswith("optimizer")]
 
     @property
+    def largest_gradient(self) -> float | None:
+        """The norm that gradients are clipped to, all of the policy's together; None where they are not."""
+        return getattr(self.algo, "max_grad_norm", None)
+
+    @property
     def progress(self) -> float:
         """The share of the visit that is over."""
         return min(1.0, float(self.algo.num_timesteps - self._entered_at) / self._visit_steps)

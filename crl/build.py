@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from crl.changing import spread
+from crl.checked import truth
 from crl.config import Experiment, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
@@ -252,7 +253,9 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {in_words(item)}")
     names = {**room("envs.wrappers").BY_NAME, "mission": room("envs.recipe").mission}
     found = names[use] if use in names else _wrapper_class(use, names, place)
-    check_signature(found, (None,), options, place)
+    own = {name: value for name, value in options.items() if name != "evaluate"}  # which is for any of them
+    check_signature(found, (None,), own, place)
+    at(place, truth, "evaluate", options.get("evaluate", False))
     return use if use in names else found, options
 
 
