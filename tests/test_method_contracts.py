@@ -43,8 +43,8 @@ B = {"env": "CartPole-v1", "name": "b", "steps": 48, "kwargs": {"sutton_barto_re
 # Defaults but for what keeps them from acting in a walk of some forty steps. No interval divides a tick.
 REMEMBERED = {"size": 40, "batch": 8, "every": 3}
 SMALL: dict[str, dict[str, Any]] = {
-    "erank": {"every": 3, "samples": 16},
-    "l2_er": {"every": 3, "samples": 16},
+    "erank": {"lr": 1e-3, "every": 3, "samples": 16},
+    "l2_er": {"l2": 1e-4, "lr": 1e-3, "every": 3, "samples": 16},
     "weight_clip": {"kappa": 0.5},
     "redo": {"every": 7, "tau": 1.0},
     "cbp": {"rate": 0.07, "maturity": 5},
@@ -449,7 +449,7 @@ def answer(story: Story, batch: Any) -> torch.Tensor:
         (torch.optim.Adam, {"eps": 1e-5}, 1e-3),  # PPO's, and gradients of its size
         (torch.optim.Adam, {"amsgrad": True}, 1.0),
         (torch.optim.AdamW, {"weight_decay": 0.1}, 1.0),
-        (Muon, {"smallest": 100, "adam_share": 1.0}, 1.0),
+        (Muon, {"hidden": False, "adam_share": 1.0}, 1.0),
     ],
     ids=["adam", "betas", "eps", "amsgrad", "adamw", "muon"],
 )

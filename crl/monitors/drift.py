@@ -11,7 +11,6 @@ from torch import Tensor
 
 from crl.checked import whole
 from crl.core import Boundary, State, facing
-from crl.linalg import CurvatureError
 from crl.monitors.features import features
 from crl.monitors.gradients import stepped
 from crl.monitors.look import READ, Look, View, problem_of
@@ -77,8 +76,8 @@ class Churn(Look):
     Churn is the change of outputs on a reference batch that an update on another batch causes (Tang and Berseth 2024;
     C-CHAIN, arXiv 2506.00592); of a policy, how often the greedy action changes (Schaul et al. 2022). The update is
     one step of the agent's own optimizer, clipped as the agent's are, on copies of the weights and of the optimizer's
-    state; methods have no part in it. Of the `samples`, `minibatch` rows are learned from and the rest are the
-    reference; the mean over `times` such draws. Recorded is the agent's `divergence`: PPO's KL and squared value
+    state; methods have no part in it. Of the `samples`, `minibatch` rows (half of them at most) are learned from
+    and the rest are the reference; the mean over `times` such draws. Recorded is the agent's `divergence`: PPO's KL and squared value
     change, DQN's share of flipped greedy actions. Cost: `times` backward passes of a minibatch, and forward passes.
     """
 
@@ -86,19 +85,18 @@ class Churn(Look):
 
     def __init__(self, *, minibatch: int = 64, times: int = 4, **look: Any) -> None:
         super().__init__(**look)
-        self.minibatch, self.times = whole("minibatch", minibatch, 1, self.samples - 1), whole("times", times)
+        self.minibatch, self.times = whole("minibatch", minibatch), whole("times", times)
 
     def look(self, view: View) -> Mapping[str, float]:
         """`<what>`."""
         generator = torch.Generator().manual_seed(view.boundary.seed)
         count, found = len(next(iter(view.batch.values()))), dict[str, list[float]]()
-        if count <= self.minibatch:
-            raise CurvatureError(f"{count} samples leave none beside a minibatch of {self.minibatch}")
+        size = min(self.minibatch, count // 2)
         for _ in range(self.times):
             order = torch.randperm(count, generator=generator)
             learned, reference = (
                 {name: value[rows.to(value.device)] for name, value in view.batch.items()}
-                for rows in (order[: self.minibatch], order[self.minibatch :])
+                for rows in (order[:size], order[size:])
             )
             for name, value in self._moved(view, learned, reference).items():
                 found.setdefault(name, []).append(value)
