@@ -19,9 +19,9 @@ from crl.core import CrlError, brief
 class Muon(Optimizer):
     """Momentum whose steps on hidden matrices are made orthogonal (Jordan et al. 2024); the rest is Adam's.
 
-    As published, Muon is for hidden weights: matrices, and convolutions with their last three axes flattened. Adam steps
-    input layers (a convolution or embedding too), output layers, biases and gains, and what a model grows later on: heads
-    and columns. Which layers those are an agent tells by `leave_ends`; of a group with `hidden=False` all is Adam's.
+    As published, Muon is for hidden weights: matrices, and convolutions with their last three axes flattened. Adam
+    steps input layers (a convolution or embedding too), output layers, biases and gains, and what a model grows later
+    on: heads and columns. Which layers those are an agent tells by `leave_ends`; of a group with `hidden=False` all is Adam's.
     `lr` is the step of matrices, `adam_lr` is `adam_share` times as long.
     """
 
@@ -129,11 +129,16 @@ class Trac(Optimizer):
     BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, base: str | type[Optimizer] = "adam", betas: Iterable[float] = BETAS, **options: Any
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        base: str | type[Optimizer] = "adam",
+        betas: Iterable[float] = BETAS,
+        **options: Any,
     ) -> None:
         if base == "trac":
             raise CrlError("agent.optimizer.base: trac goes around another optimizer, not around itself")
-        kind = base if isinstance(base, type) else find(base, "agent.optimizer.base")
+        kind: Any = base if isinstance(base, type) else find(base, "agent.optimizer.base")
         self.base: Optimizer = kind(params, lr=lr, **options)
         self.rates = tuple(float(beta) for beta in betas)
         self._start = 1e-8

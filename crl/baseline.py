@@ -1,6 +1,7 @@
 """`baseline: fresh`: what a new agent alone on each task learns, beside which transfer is measured.
 
-It has no methods, so that a method which slows learning shows in the transfer; `fresh_with_methods` gives it the walk's.
+It has no methods, so that a method which slows learning shows in the transfer; `fresh_with_methods` gives it the
+walk's.
 """
 
 from __future__ import annotations

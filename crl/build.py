@@ -13,7 +13,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from crl.changing import spread
-from crl.checked import truth
 from crl.config import Experiment, in_words, nearest, parse
 from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
@@ -255,7 +254,8 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
     found = names[use] if use in names else _wrapper_class(use, names, place)
     own = {name: value for name, value in options.items() if name != "evaluate"}  # which is for any of them
     check_signature(found, (None,), own, place)
-    at(place, truth, "evaluate", options.get("evaluate", False))
+    if not isinstance(options.get("evaluate", False), bool):
+        raise CrlError(f"{place}.evaluate: {options['evaluate']!r} is not true or false")
     return use if use in names else found, options
 
 

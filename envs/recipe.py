@@ -68,7 +68,6 @@ class Recipe:
             put(env, name, value)
         return env
 
-
     def _in_order(self) -> tuple[list[Any], list[Any]]:
         """(wrappers by import path, and those by name, which act on what is flat), with `Earned` where it belongs."""
         parts: tuple[list[Any], list[Any]] = ([], [])

@@ -846,7 +846,9 @@ def test_what_a_new_agent_learns_alone(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("baseline", "alike"), [("fresh", []), ("fresh_with_methods", [{"use": "l2", "strength": 1.0}])])
+@pytest.mark.parametrize(
+    ("baseline", "alike"), [("fresh", []), ("fresh_with_methods", [{"use": "l2", "strength": 1.0}])]
+)
 def test_a_new_agent_alone_has_no_methods_unless_told(tmp_path: Path, baseline: str, alike: list[Any]) -> None:
     """Else a method that slows learning would slow its baseline too, and its forward transfer would be 0."""
     stream = {**DATA["stream"], "tasks": 1, "samples": 256, "epochs": 6}

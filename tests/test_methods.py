@@ -556,7 +556,9 @@ def test_erank_every_and_samples() -> None:
         ("dqn", (1e-6, 64, 2048), 1e-7),  # 2,048 rows in batches of 32
     ],
 )
-def test_what_is_not_said_of_l2_er_is_the_authors_for_the_agent(kind: str, l2_er: tuple[Any, ...], alone: float) -> None:
+def test_what_is_not_said_of_l2_er_is_the_authors_for_the_agent(
+    kind: str, l2_er: tuple[Any, ...], alone: float
+) -> None:
     """The authors' code: er_lr, er_batch and wd of arXiv 2509.22335 on Slippery Ant and incremental CIFAR-100."""
     for accepts in (True, False):
         both, one, told = L2ER(), ERank(), L2ER(l2=0.5, lr=0.1, every=7, samples=9)
@@ -770,7 +772,9 @@ class Dohare:
         self.a += 1
         self.f = self.decay * self.f + (1 - self.decay) * h.mean(0)
         if self.kind == "contribution":  # equation 1 of the Nature paper
-            worth = np.array([np.mean([abs(row[i]) for row in h]) * sum(map(abs, read[:, i])) for i in range(len(made))])
+            worth = np.array(
+                [np.mean([abs(row[i]) for row in h]) * sum(map(abs, read[:, i])) for i in range(len(made))]
+            )
         else:
             worth = np.abs(read).mean(0) * np.abs(h - self.mean).mean(0) / np.abs(made).mean(1)
         self.u = self.decay * self.u + (1 - self.decay) * worth
@@ -827,7 +831,7 @@ def check_fold() -> None:
 
 
 def test_cbp_replaces_the_unit_of_least_contribution() -> None:
-    """A unit that is far from zero but hardly varies counts: by equation 1 it stays, by the adaptable utility it goes."""
+    """A unit that is far from zero but hardly varies: by equation 1 it stays, by the adaptable utility it goes."""
     for kind, gone in (("contribution", 1), ("adaptable", 0)):
         agent = classifier((2,))
         method = put(CBP(rate=0.5, maturity=0, utility=kind), agent)
@@ -1682,7 +1686,9 @@ def test_muon_step() -> None:
 def test_muon_flattens_convolutions() -> None:
     torch.manual_seed(0)
     value, slope = nn.Parameter(torch.randn(40, 2, 3, 3)), torch.randn(40, 2, 3, 3)
-    wanted = value.detach() - 0.02 * (40 / 18) ** 0.5 * orthogonal((0.05 + 0.95 * 0.05) * slope.view(40, 18)).view_as(slope)
+    wanted = value.detach() - 0.02 * (40 / 18) ** 0.5 * orthogonal((0.05 + 0.95 * 0.05) * slope.view(40, 18)).view_as(
+        slope
+    )
     value.grad = slope
     Muon([value]).step()
     assert_close(value.detach(), wanted, atol=1e-5, rtol=0)
@@ -1698,7 +1704,8 @@ def test_muon_leaves_inputs_and_heads_to_adam() -> None:
         (Classifier(wide, 0, "cpu", net={"hidden": [20]}, optimizer={"use": "trac", "base": "muon"}), set()),
         (PPO(wide, 0, "cpu", net={"hidden": [20, 8]}, optimizer=muon, n_steps=8, batch_size=4),
          {"mlp_extractor.policy_net.2.weight", "mlp_extractor.value_net.2.weight"}),
-        (DQN(wide, 0, "cpu", net={"hidden": [20, 8], "norm": "layer"}, optimizer=muon, buffer_size=8), {"q_net.q_net.3.weight"}),
+        (DQN(wide, 0, "cpu", net={"hidden": [20, 8], "norm": "layer"}, optimizer=muon, buffer_size=8),
+         {"q_net.q_net.3.weight"}),
         (Classifier(conv, 0, "cpu", net="conv", optimizer=muon), None),
     ]  # fmt: skip
     for agent, wanted in cases:

@@ -564,7 +564,13 @@ def test_of_peak_is_the_share_of_the_highest_so_far() -> None:
 EVERY = [
     name
     for name in MONITORS
-    if name not in ("policy_drift", "gram", "ntk", "ggn")  # policy_drift has no such option; the others share theirs with hessian
+    if name
+    not in (
+        "policy_drift",
+        "gram",
+        "ntk",
+        "ggn",
+    )  # policy_drift has no such option; the others share theirs with hessian
 ]
 
 

@@ -212,7 +212,7 @@ class PackNet(Method):
         """A new task takes what is free."""
         super().enter(visit)
         if self.share == "equal" and not visit.tasks:
-            raise CrlError("packnet.share: equal needs the number of tasks, which is not known here; say a number")
+            raise CrlError("packnet.share: equal needs the number of tasks, not known here; say a number")
         self.planned = visit.tasks
         name = visit.task.name
         self.pruned = name in self.tasks

@@ -18,7 +18,7 @@ from crl.methods.shape import L2
 
 FEATURES = "features"
 # What the paper's authors use, by what the agent learns from: incremental CIFAR-100, and PPO on Slippery Ant, where the
-# step comes once an epoch on a rollout of 2,048. An agent without epochs takes a step as often as 2,048 rows of 32 are seen.
+# step comes once an epoch on a rollout of 2,048. Without epochs it comes once in 2,048 rows, in minibatches of 32.
 PAIRS = {"every": 5, "samples": 500}
 TRANSITIONS = {"every": "epoch", "samples": 2048}
 NO_EPOCHS = 64
@@ -55,7 +55,8 @@ class ERank(Term):
         self.how = one_of("how", how, ("step", "loss"))
         super().__init__(0.0)
         self._asked = {"lr": lr, "every": every, "samples": samples}
-        self.lr, self.every, self.samples = 0.0, 1, 2
+        self.lr, self.samples = 0.0, 2
+        self.every: int | str = 1
         self._take({name: value for name, value in self._asked.items() if value is not None})
         count = isinstance(layers, int) and not isinstance(layers, bool)
         self.layers = whole("layers", layers) if count else one_of("layers", layers, ("all", "last"))

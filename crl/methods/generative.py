@@ -20,8 +20,8 @@ class GenerativeReplay(Taught):
 
     A variational autoencoder of the inputs learns along, from minibatches and from what its own copy of the visit's
     beginning makes up. Of k tasks so far each counts alike: the agent's own loss is weighed 1/k and the rehearsal's
-    `strength` (k - 1)/k, and so are the generator's two (its ratio r, Shin et al. 2017, equation 1, as 1/k). For agents that see numbers; categories, such as MiniGrid's cells, are refused: a generator of
-    grids is no small one.
+    `strength` (k - 1)/k, and so are the generator's two (the ratio r of Shin et al., equation 1, as 1/k). For agents
+    that see numbers; categories, such as MiniGrid's cells, are refused: a generator of grids is no small one.
     """
 
     family = MEMORY
@@ -130,7 +130,7 @@ class GenerativeReplay(Taught):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder of vectors (Kingma and Welling 2014), scaled by the batch that it begins a visit with."""
+    """A variational autoencoder of vectors (Kingma and Welling 2014), scaled by a visit's first batch."""
 
     mean: Tensor
     scale: Tensor

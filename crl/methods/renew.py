@@ -283,7 +283,8 @@ class CBP(Renewal):
 def contribution(layer: Units, activations: Tensor) -> Tensor:
     """Each unit's mean |h| times the sum of |outgoing weights|: Dohare et al. 2024, equation 1."""
     read = torch.stack([_sizes(reader.weight).sum(0) for reader in layer.out]).sum(0)[layer.columns]
-    return (read * activations.abs().mean(0)).sum(1)
+    worth: Tensor = (read * activations.abs().mean(0)).sum(1)
+    return worth
 
 
 def _sizes(weight: Tensor) -> Tensor:

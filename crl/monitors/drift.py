@@ -76,9 +76,10 @@ class Churn(Look):
     Churn is the change of outputs on a reference batch that an update on another batch causes (Tang and Berseth 2024;
     C-CHAIN, arXiv 2506.00592); of a policy, how often the greedy action changes (Schaul et al. 2022). The update is
     one step of the agent's own optimizer, clipped as the agent's are, on copies of the weights and of the optimizer's
-    state; methods have no part in it. Of the `samples`, `minibatch` rows (half of them at most) are learned from
-    and the rest are the reference; the mean over `times` such draws. Recorded is the agent's `divergence`: PPO's KL and squared value
-    change, DQN's share of flipped greedy actions. Cost: `times` backward passes of a minibatch, and forward passes.
+    state; methods have no part in it. Of the `samples`, `minibatch` rows (half of them at most) are learned from and
+    the rest are the reference; the mean over `times` such draws. Recorded is the agent's `divergence`: PPO's KL and
+    squared value change, DQN's share of flipped greedy actions. Cost: `times` backward passes of a minibatch, and
+    forward passes.
     """
 
     needs = (*Look.needs, "divergence", "optimizers")
@@ -102,9 +103,7 @@ class Churn(Look):
                 found.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
-    def _moved(
-        self, view: View, learned: Mapping[str, Tensor], reference: Mapping[str, Tensor]
-    ) -> dict[str, float]:
+    def _moved(self, view: View, learned: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, float]:
         problem = problem_of(view.agent, learned)
         whole_gradient = problem.gradient()
         most, size = getattr(view.agent, "largest_gradient", None), float(whole_gradient.norm())
