@@ -21,7 +21,8 @@ class Muon(Optimizer):
 
     As published, Muon is for hidden weights: matrices, and convolutions with their last three axes flattened. Adam
     steps input layers (a convolution or embedding too), output layers, biases and gains, and what a model grows later
-    on: heads and columns. Which layers those are an agent tells by `leave_ends`; of a group with `hidden=False` all is Adam's.
+    on: heads and columns. Which layers those are an agent tells by `leave_ends`; of a group with `hidden=False`
+    all is Adam's.
     `lr` is the step of matrices, `adam_lr` is `adam_share` times as long.
     """
 
