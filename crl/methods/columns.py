@@ -172,9 +172,8 @@ class PackNet(Method):
     any other: one over the number of tasks that are still to come, this one included, of what is free (as in
     Continual World, Wolczyk et al. 2021). A number is that share of what is free. After pruning and after the visit
     the optimizer begins anew (as there): what it remembers is of weights that are gone. Biases and norms learn in
-    the first visit
-    only; heads per task are left alone. A task is answered with its own weights and those of earlier tasks. A task that
-    comes again when later ones have been learned learns nothing more.
+    the first visit only; heads per task are left alone. A task is answered with its own weights and those of earlier
+    tasks. A task that comes again when later ones have been learned learns nothing more.
     """
 
     family = ARCHITECTURE
@@ -201,8 +200,7 @@ class PackNet(Method):
         """What frozen weights see must not move."""
         _refuse_normalizer("packnet", agent)
         _refuse_partial("packnet", agent)
-        if any(getattr(part, "running_mean", None) is not None for part in agent.model.modules()):  # type:
-        ignore[attr-defined]
+        if any(getattr(part, "running_mean", None) is not None for part in agent.model.modules()):  # type: ignore[attr-defined]
             raise CrlError("packnet freezes weights, but batch norm's statistics go on moving: use norm: layer or none")
 
     def attach(self, agent: Agent) -> None:
