@@ -258,7 +258,8 @@ class CBP(Renewal):
         sizes = [_sizes(reader.weight).mean(0) for reader in layer.out]
         read = torch.stack(sizes).mean(0)[layer.columns]
         made = layer.into.weight.flatten(1).abs().mean(1)
-        return (read * moved).sum(1) / (made + 1e-12)
+        worth: Tensor = (read * moved).sum(1) / (made + 1e-12)
+        return worth
 
     def corrected_mean(self, name: str) -> Tensor:
         """The mean activation of each unit, as if its running mean had not begun at zero."""
