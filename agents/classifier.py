@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agents import nets
 from agents.direct import Direct, only
 from agents.layers import Heads
-from agents.optimizers import make
+from agents.optimizers import leave_ends, make
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015; Li and Hoiem 2016)
@@ -51,6 +51,8 @@ class Classifier:
         model = nets.build(net or {}, seen.shape, self.classes)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizers = [make(optimizer, self._model.parameters(), _rate(learning_rate))]
+        layers = [part for part in self._model.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        leave_ends(self.optimizers[0], [value for part in (layers[0], layers[-1]) for value in part.parameters()])
         self.decay = 0.0
         self.announced = True
         self.heads: list[str] = []  # the tasks that have one, where heads are per task

@@ -17,10 +17,13 @@ from crl.core import CrlError, brief
 
 
 class Muon(Optimizer):
-    """Momentum whose steps on matrices are made orthogonal (Jordan et al. 2024); what is no matrix is Adam's.
+    """Momentum whose steps on hidden matrices are made orthogonal (Jordan et al. 2024); the rest is Adam's.
 
-    A matrix is a weight of two axes, each at least `smallest` long, so that input layers of few numbers and heads of
-    few answers are Adam's too. `lr` is the step of matrices, `adam_lr` is `adam_share` times as long.
+    As published, Muon is for hidden weights: matrices, and convolutions with their last three axes flattened. Adam
+    steps input layers (a convolution or embedding too), output layers, biases and gains, and what a model grows later
+    on: heads and columns. Which layers those are an agent tells by `leave_ends`; of a group with `hidden=False`
+    all is Adam's.
+    `lr` is the step of matrices, `adam_lr` is `adam_share` times as long.
     """
 
     def __init__(
@@ -31,10 +34,24 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_share: float = 0.1,
-        smallest: int = 16,
+        hidden: bool = True,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "adam_share": adam_share}
-        super().__init__(params, {**defaults, "smallest": smallest})
+        self._grown = False
+        super().__init__(params, {**defaults, "hidden": hidden})
+        self._grown = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """What comes later is no hidden layer, unless it says so."""
+        super().add_param_group({"hidden": False, **param_group} if self._grown else param_group)
+
+    def leave_ends(self, ends: Iterable[Tensor]) -> None:
+        """Of the parameters it has, these are of input and output layers."""
+        known = {id(value) for value in ends}
+        (group,) = self.param_groups
+        found = [value for value in group["params"] if id(value) in known]
+        hidden = [value for value in group["params"] if id(value) not in known]
+        self.param_groups[:] = [{**group, "params": own, "hidden": own is hidden} for own in (hidden, found) if own]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -44,7 +61,7 @@ class Muon(Optimizer):
             for value in group["params"]:
                 if value.grad is None:
                     continue
-                if value.ndim == 2 and min(value.shape) >= group["smallest"]:
+                if group["hidden"] and value.ndim > 1:
                     self._matrix(value, group)
                 else:
                     self._adam(value, group)
@@ -58,8 +75,9 @@ class Muon(Optimizer):
         assert slope is not None
         buffer.lerp_(slope, 1 - group["momentum"])
         ahead = slope.lerp(buffer, group["momentum"])  # Nesterov's
-        wide = max(1.0, value.shape[0] / value.shape[1]) ** 0.5
-        value.add_(orthogonal(ahead), alpha=-group["lr"] * wide)
+        matrix = ahead.flatten(1)
+        wide = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        value.add_(orthogonal(matrix).view_as(value), alpha=-group["lr"] * wide)
 
     def _adam(self, value: Tensor, group: dict[str, Any]) -> None:
         state, (b1, b2) = self.state[value], group["betas"]
@@ -73,6 +91,13 @@ class Muon(Optimizer):
         scale = (state["exp_avg_sq"] / (1 - b2**count)).sqrt().add_(group["eps"])
         rate = group["lr"] * group["adam_share"] / (1 - b1**count)
         value.addcdiv_(state["exp_avg"], scale, value=-rate)
+
+
+def leave_ends(optimizer: Optimizer, ends: Iterable[Tensor]) -> None:
+    """Tell Muon, or what is around it, which parameters are of input and output layers; others need not know."""
+    base = getattr(optimizer, "base", optimizer)
+    if isinstance(base, Muon):
+        base.leave_ends(ends)
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -105,15 +130,25 @@ class Trac(Optimizer):
     BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, base: str = "adam", betas: Iterable[float] = BETAS, **options: Any
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        base: str | type[Optimizer] = "adam",
+        betas: Iterable[float] = BETAS,
+        **options: Any,
     ) -> None:
         if base == "trac":
             raise CrlError("agent.optimizer.base: trac goes around another optimizer, not around itself")
-        self.base: Optimizer = find(base, "agent.optimizer.base")(params, lr=lr, **options)
+        kind: Any = base if isinstance(base, type) else find(base, "agent.optimizer.base")
+        self.base: Optimizer = kind(params, lr=lr, **options)
         self.rates = tuple(float(beta) for beta in betas)
         self._start = 1e-8
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
+
+    def like(self, groups: Any) -> Trac:
+        """A new one around the same kind of base, for other parameters."""
+        return Trac(groups, base=type(self.base), betas=self.rates)
 
     def _share(self) -> None:
         """One list of groups and one state, the base's."""

@@ -24,6 +24,7 @@ from torch import nn
 from agents.given import Spaces, remember_replays, remember_rollouts
 from agents.layers import INITS, Heads, Shape
 from agents.normalize import Normalizer
+from agents.optimizers import leave_ends
 from agents.options import check_options, known, line, policy_kwargs
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
@@ -75,6 +76,8 @@ class SB3Agent:
         if (init := (net or {}).get("init")) in INITS:
             self.algo.policy.apply(INITS[init])
             self.rebuilt()
+        for optimizer_ in self.optimizers:
+            leave_ends(optimizer_, ends_of(self.model))
         self.algo.set_logger(Logger(folder=None, output_formats=[]))
         self.algo.policy.set_training_mode(False)
         self.normalizer = self._normalizer(normalize or {})
@@ -96,6 +99,11 @@ class SB3Agent:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Whatever steps the model."""
         return [self._get(name) for name in self.algo._get_torch_save_params()[0] if name.endswith("optimizer")]
+
+    @property
+    def largest_gradient(self) -> float | None:
+        """The norm that gradients are clipped to, all of the policy's together; None where they are not."""
+        return getattr(self.algo, "max_grad_norm", None)
 
     @property
     def progress(self) -> float:
@@ -308,6 +316,19 @@ class SB3Agent:
         self.algo.logger.name_to_count.clear()
         self.algo.logger.name_to_excluded.clear()
         return numbers
+
+
+def ends_of(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the layers that read observations and that answer, in SB3's networks.
+
+    The first layer of a sequence reads them; its last answers where no activation follows, and so does a layer outside.
+    """
+    inside = {id(part) for one in model.modules() if isinstance(one, nn.Sequential) for part in one}
+    ends: list[nn.Module] = [p for p in model.modules() if isinstance(p, nn.Linear) and id(p) not in inside]
+    for one in model.modules():
+        layers = [part for part in one if isinstance(part, nn.Linear)] if isinstance(one, nn.Sequential) else []
+        ends += layers[:1] + [part for part in layers[-1:] if part is one[-1]]  # type: ignore[index]
+    return [value for part in ends for value in part.parameters()]
 
 
 def named(module: nn.Module, prefixes: list[str]) -> dict[str, nn.Parameter]:

@@ -1,4 +1,8 @@
-"""`baseline: fresh`: what a new agent alone on each task learns, beside which transfer is measured."""
+"""`baseline: fresh`: what a new agent alone on each task learns, beside which transfer is measured.
+
+It has no methods, so that a method which slows learning shows in the transfer; `fresh_with_methods` gives it the
+walk's.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from crl.store import RunFolder
 def add_baseline(
     experiment: config.Experiment, folder: RunFolder, plan: build.Plan, walk: Callable[[build.Plan, RunFolder], None]
 ) -> None:
-    """`baseline: fresh`: a new agent alone on each task, by the same walk, for forward transfer."""
-    if experiment.baseline != "fresh":
+    """A new agent alone on each task, by the same walk, for forward transfer."""
+    if experiment.baseline == "none":
         return
+    methods = experiment.methods if experiment.baseline == "fresh_with_methods" else []
     main = Run(folder.path)
     areas = visit_areas(main)
     jsonl = sinks.Jsonl(folder.records, folder.records.stat().st_size)
@@ -26,7 +31,7 @@ def add_baseline(
         alone = RunFolder(folder.path / "baseline" / f"task-{column}")
         first = plan.order.index(column)
         if not (alone.occupied and alone.manifest()["status"] == "finished"):
-            alike = {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": []}
+            alike = {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "methods": methods}
             if experiment.stream:
                 single = config.read({**alike, "stream": {**experiment.stream, "only": column + 1}})
             else:

@@ -49,10 +49,11 @@ class Plan:
     @property
     def visits(self) -> list[Visit]:
         """The walk, visit by visit."""
-        total, start, visits = sum(self.steps), 0, []
+        total, tasks, start, visits = sum(self.steps), len(self.tasks), 0, []
         for i, (column, steps) in enumerate(zip(self.order, self.steps, strict=True), start=1):
             seed = derive(self.experiment.seed, 1, i)
-            visits.append(Visit(i, self.tasks[column], steps, seed, start, total, self.experiment.boundary))
+            rules = self.experiment.boundary
+            visits.append(Visit(i, self.tasks[column], steps, seed, start, total, rules, tasks=tasks))
             start += steps
         return visits
 
@@ -251,7 +252,10 @@ def _wrapper(item: Any, place: str) -> tuple[Any, dict[str, Any]]:
         raise CrlError(f"{place}: expected a name or a mapping with `use:`, not {in_words(item)}")
     names = {**room("envs.wrappers").BY_NAME, "mission": room("envs.recipe").mission}
     found = names[use] if use in names else _wrapper_class(use, names, place)
-    check_signature(found, (None,), options, place)
+    own = {name: value for name, value in options.items() if name != "evaluate"}  # which is for any of them
+    check_signature(found, (None,), own, place)
+    if not isinstance(options.get("evaluate", False), bool):
+        raise CrlError(f"{place}.evaluate: {options['evaluate']!r} is not true or false")
     return use if use in names else found, options
 
 

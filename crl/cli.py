@@ -303,7 +303,8 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--baseline", choices=("none", "fresh"), help="fresh: also a new agent alone on each task")
+    choices = ("none", "fresh", "fresh_with_methods")
+    parser.add_argument("--baseline", choices=choices, help="fresh: also a new agent alone on each task, no methods")
     parser.add_argument(
         "--set", action="append", metavar="PLACE=VALUE", help="any key of the YAML: tasks.0.steps=20000"
     )

@@ -90,7 +90,7 @@ class Experiment:
     monitors: list[Any] = field(default_factory=lambda: [{"use": use} for use in BY_DEFAULT])
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
-    baseline: str = field(default="none", metadata={"choices": ("none", "fresh")})
+    baseline: str = field(default="none", metadata={"choices": ("none", "fresh", "fresh_with_methods")})
 
     def plain(self) -> dict[str, Any]:
         """As a YAML would say it, with every default written out."""

@@ -74,6 +74,7 @@ class Visit:
     total: int = 0  # environment steps of the whole walk
     rules: Rules = Rules()
     done: int = 0  # steps of this visit taken before a stop, when it is resumed in the middle
+    tasks: int = 0  # how many different tasks the whole walk has; 0 where nobody knows
 
     @property
     def schedule(self) -> tuple[int, int]:

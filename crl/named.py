@@ -36,6 +36,7 @@ MONITORS = {
     "readiness": "crl.monitors.gradients.Readiness",
     "sample_plasticity": "crl.monitors.gradients.SamplePlasticity",
     "drift": "crl.monitors.drift.Drift",
+    "policy_drift": "crl.monitors.drift.PolicyDrift",
     "churn": "crl.monitors.drift.Churn",
 }
 METHODS = {

@@ -123,10 +123,13 @@ def _method(name: str, cls: Any) -> list[str]:
     """A method's family, what it does with its source, and its options."""
     doc = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
     options = inspect.signature(cls).parameters.values()
-    defaults = ", ".join(f"{option.name}: {option.default}" for option in options)
+    defaults = ", ".join(f"{o.name}: {o.default}" for o in options if o.default is not None)
     text = textwrap.wrap(f"[{cls.family}] {doc}", 95, subsequent_indent="  ")
     lines = [f"{name if i == 0 else '':<24} {line}" for i, line in enumerate(text)]
-    return [*lines, f"{'':<24}   {defaults}"] if defaults else lines
+    lines += [f"{'':<24}   {defaults}"] if defaults else []
+    for kind, own in getattr(cls, "by_kind", {}).items():
+        lines.append(f"{'':<24}   learning from {kind}: {', '.join(f'{name}: {value}' for name, value in own.items())}")
+    return lines
 
 
 def _estimate(plan: build.Plan) -> float:

@@ -145,7 +145,7 @@ class _Trial:
         self.agent: Any = cls(self.task.shared, 5, "cpu", **options)
         whole = getattr(self.agent, "stride", 1) * interface.envs
         steps = 3 * whole * math.ceil(TICK / whole)
-        self.visit = Visit(1, self.task, steps, seed=11, total=steps)
+        self.visit = Visit(1, self.task, steps, seed=11, total=steps, tasks=1)
 
     def start(self) -> _Trial:
         """Cross the boundary before the visit."""
@@ -312,7 +312,7 @@ def _check_shapes(seen: Experience, interface: Interface, size: int) -> None:
 
 def _check_training(task: Task, interface: Interface) -> None:
     steps = interface.envs * math.ceil(3 * TICK / interface.envs)
-    visit = Visit(1, task, steps, seed=11, total=steps)
+    visit = Visit(1, task, steps, seed=11, total=steps, tasks=1)
     with aside(1):
         agent, ticks = _Chance(interface), []
         for tick in task.train(agent, visit):

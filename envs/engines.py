@@ -17,18 +17,23 @@ import torch
 
 from crl.core import Array, State, derive
 from envs.physics import put
+from envs.wrappers import EARNED
 
 Env = gymnasium.Env[Any, Any]
 
 
 class Step(NamedTuple):
-    """One vector step. `obs` is what is acted on next, `next_obs` the true successor; they differ at an end."""
+    """One vector step. `obs` is what is acted on next, `next_obs` the true successor; they differ at an end.
+
+    `reward` is learned from, `earned` is what the environment gave, before wrappers that change it for learning.
+    """
 
     obs: Array
     reward: Array
     terminated: Array
     truncated: Array
     next_obs: Array
+    earned: Array
 
 
 class Engine(Protocol):
@@ -105,12 +110,14 @@ class Sync:
         count = len(self.envs)
         following = np.empty_like(self.obs)
         reward = np.empty(count, dtype=np.float32)
+        earned = np.empty(count, dtype=np.float32)
         terminated = np.zeros(count, dtype=bool)
         truncated = np.zeros(count, dtype=bool)
         for copy, env in enumerate(self.envs):
             action = actions[copy]
             self.episodes[copy].log.append(action)  # type: ignore[union-attr]  # _begin made it
-            following[copy], reward[copy], terminated[copy], truncated[copy], _ = env.step(action)
+            following[copy], reward[copy], terminated[copy], truncated[copy], info = env.step(action)
+            earned[copy] = info.get(EARNED, reward[copy])
         ended = terminated | truncated
         obs = following
         if ended.any():
@@ -119,7 +126,7 @@ class Sync:
                 self.episodes[ending].number += 1
                 obs[ending] = self._begin(ending)
         self.obs = obs
-        return Step(obs, reward, terminated, truncated, following)
+        return Step(obs, reward, terminated, truncated, following, earned)
 
     def change(self, name: str, value: Any) -> None:
         """Set an attribute of every copy; the episodes go on."""

@@ -40,6 +40,7 @@ from envs.recipe import Recipe
 from envs.spaces import shared_action, shared_observation
 from envs.tally import Tally
 from envs.workers import Async
+from envs.wrappers import reported
 
 TICK = 2_048  # steps between two ticks, rounded up to the agent's stride
 
@@ -82,7 +83,7 @@ class GymTask:
             probe.action_space.seed(0)
             probe.step(probe.action_space.sample())
         self.interface = self.make.own = Interface(probe.observation_space, probe.action_space, envs)
-        untouched = isinstance(probe, Symbols) and not self.make.wrappers
+        untouched = isinstance(probe, Symbols) and not any(reported(*wrapper) for wrapper in wrappers)
         self.best = 1.0 if untouched else None  # the largest possible return, where it is known
         probe.close()
         if engine == "envpool":
@@ -100,9 +101,9 @@ class GymTask:
 
     def _copies(self, copies: int, seed: int) -> Engine:
         """Copies for evaluating and looking: here, or in C++."""
-        return (
-            Pool(self.make, copies, seed, self.threads) if self.engine == "envpool" else Sync(self.make, copies, seed)
-        )
+        if self.engine == "envpool":
+            return Pool(self.make, copies, seed, self.threads)
+        return Sync(self.make, copies, seed)
 
     def _training(self, seed: int) -> Engine:
         copies = self.interface.envs
@@ -129,7 +130,7 @@ class GymTask:
             agent.observe(experience)
             learned = agent.update()
             tally.add(learned)
-            world.returns += step.reward
+            world.returns += step.earned
             world.lengths += 1
             world.steps += len(step.reward)
             ended = step.terminated | step.truncated
@@ -183,7 +184,7 @@ class GymTask:
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
                     action, carry, _ = self._act(agent, obs, carry, greedy)
                     step = engine.step(action)
-                    total += step.reward
+                    total += step.earned
                     length += 1
                     ended = step.terminated | step.truncated
                     for copy in np.flatnonzero(ended):

@@ -55,7 +55,8 @@ class Pool:
         if len(ended):
             self.obs = following.copy()
             self.obs[ended] = self._seen(self.pool.reset(ended.astype(np.int32))[0])
-        return Step(self.obs, reward.astype(np.float32, copy=False), terminated, truncated, following)
+        reward = reward.astype(np.float32, copy=False)
+        return Step(self.obs, reward, terminated, truncated, following, reward)
 
     def _seen(self, found: Any) -> Array:
         """EnvPool's observations, all copies at once, as `recipe` has them of one."""

@@ -15,7 +15,7 @@ from envs.minigrid import Symbols, is_symbolic
 from envs.physics import put
 from envs.registered import find
 from envs.spaces import Flat, Joined, is_flat
-from envs.wrappers import BY_NAME
+from envs.wrappers import BY_NAME, Earned, reported, rewarding
 
 Env = gymnasium.Env[Any, Any]
 
@@ -53,21 +53,38 @@ class Recipe:
         extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
         env: Env = gymnasium.make(self.env, disable_env_checker=True, **{**kwargs, **extra})
         mission = any(use == "mission" for use, _ in self.wrappers)
-        for use, options in self.wrappers:
-            if not isinstance(use, str):
-                env = use(env, **options)
+        first, second = self._in_order()
+        for wrap, options in first:
+            env = wrap(env, **options)
         if mission and not is_symbolic(env):
             raise CrlError(f"wrappers: mission is a part of MiniGrid's observations, which {self.env} has not")
         if is_symbolic(env):
             env = Symbols(env, mission=mission)
         elif not is_flat(env.observation_space):
             env = Flat(env)
-        for use, options in self.wrappers:
-            if isinstance(use, str) and use != "mission":
-                env = BY_NAME[use](env, **options)
+        for wrap, options in second:
+            env = wrap(env, **options)
         for name, value in self.setting.items():
             put(env, name, value)
         return env
+
+    def _in_order(self) -> tuple[list[Any], list[Any]]:
+        """(wrappers by import path, and those by name, which act on what is flat), with `Earned` where it belongs."""
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        learning = False  # whether rewards are no longer what is reported
+        for use, options in sorted(self.wrappers, key=lambda wrapper: isinstance(wrapper[0], str)):
+            if use == "mission":
+                continue
+            named, seen = isinstance(use, str), reported(use, options)
+            if seen and learning and rewarding(use):
+                name = use if named else use.__name__
+                raise CrlError(f"wrappers: {name} with evaluate: true must come before what is for learning only")
+            if not seen and not learning:
+                parts[named].append((Earned, {}))
+                learning = True
+            own = {name: value for name, value in options.items() if name != "evaluate"}
+            parts[named].append((BY_NAME[use] if named else use, own))
+        return parts
 
 
 def _place(value: Any) -> Any:

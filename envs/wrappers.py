@@ -2,11 +2,14 @@
 
 They act on the flat observation, after the environment's own wrappers (given by import path) and before sequences
 are joined. Each keeps its spaces, and draws what it draws from the episode's seed or from a `seed` of its own.
+
+What changes rewards alone (`scale_reward`, `sign_reward`, any `gymnasium.RewardWrapper`) is for learning: training
+returns, evaluation and the matrix report the environment's own rewards, unless its options say `evaluate: true`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -112,6 +115,30 @@ class SignReward(gymnasium.RewardWrapper[Any, Any]):
     def reward(self, reward: Any) -> float:
         """The reward's opposite."""
         return -float(reward)
+
+
+class Earned(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """What the environment gave, noted in `info` below whatever changes it for learning."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """A step whose reward is noted."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, {**info, EARNED: float(reward)}
+
+
+EARNED = "crl.earned"  # a key of `info`
+
+
+def reported(use: Any, options: Mapping[str, Any]) -> bool:
+    """Whether what a wrapper does to rewards is reported: not if it changes nothing else, unless its options say so."""
+    told: bool = options.get("evaluate", not rewarding(use))
+    return told
+
+
+def rewarding(use: Any) -> bool:
+    """Whether a wrapper changes rewards and nothing else."""
+    cls = BY_NAME.get(use) if isinstance(use, str) else use
+    return isinstance(cls, type) and issubclass(cls, gymnasium.RewardWrapper | gymnasium.wrappers.NormalizeReward)
 
 
 BY_NAME: dict[str, Callable[..., Env]] = {

@@ -846,6 +846,20 @@ def test_what_a_new_agent_learns_alone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("baseline", "alike"), [("fresh", []), ("fresh_with_methods", [{"use": "l2", "strength": 1.0}])]
+)
+def test_a_new_agent_alone_has_no_methods_unless_told(tmp_path: Path, baseline: str, alike: list[Any]) -> None:
+    """Else a method that slows learning would slow its baseline too, and its forward transfer would be 0."""
+    stream = {**DATA["stream"], "tasks": 1, "samples": 256, "epochs": 6}
+    slow = [{"use": "l2", "strength": 1.0}]
+    run = walk(tmp_path, stream=stream, methods=slow, baseline=baseline)
+    (fresh,) = [r.value for r in run.records if r.name == "metrics/fresh_area"]
+    alone = walk(tmp_path / "alone", stream=stream, methods=alike)
+    assert fresh == logged(alone, "metrics/area")[0][2]
+    assert (fresh != logged(run, "metrics/area")[0][2]) == (baseline == "fresh")
+
+
 def test_tasks_are_visited_again(tmp_path: Path) -> None:
     run = walk(tmp_path, stream={**DATA["stream"], "tasks": 2}, repeat=2)
     assert run.matrix.shape == (5, 2)

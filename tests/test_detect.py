@@ -21,7 +21,12 @@ NOISE = math.sqrt(math.pi)  # of numbers that go up and down by 2: the mean move
 REFUSED = {"ewc": "samples", "online_ewc": "samples", "mas": "samples", "packnet": "answers", "progressive": "answers"}
 TASKS = [
     {"env": "CartPole-v1", "steps": 3612, "name": "first"},
-    {"env": "CartPole-v1", "steps": 2415, "name": "other", "wrappers": [{"use": "scale_reward", "by": 0.3}]},
+    {
+        "env": "CartPole-v1",
+        "steps": 2415,
+        "name": "other",
+        "wrappers": [{"use": "scale_reward", "by": 0.3, "evaluate": True}],
+    },
 ]
 
 

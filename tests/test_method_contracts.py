@@ -43,8 +43,8 @@ B = {"env": "CartPole-v1", "name": "b", "steps": 48, "kwargs": {"sutton_barto_re
 # Defaults but for what keeps them from acting in a walk of some forty steps. No interval divides a tick.
 REMEMBERED = {"size": 40, "batch": 8, "every": 3}
 SMALL: dict[str, dict[str, Any]] = {
-    "erank": {"every": 3, "samples": 16},
-    "l2_er": {"every": 3, "samples": 16},
+    "erank": {"lr": 1e-3, "every": 3, "samples": 16},
+    "l2_er": {"l2": 1e-4, "lr": 1e-3, "every": 3, "samples": 16},
     "weight_clip": {"kappa": 0.5},
     "redo": {"every": 7, "tau": 1.0},
     "cbp": {"rate": 0.07, "maturity": 5},
@@ -384,7 +384,7 @@ def test_renewed_units_are_young(agent: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["head_reset", "reset"])
 def test_reset_weights_are_young(agent: str, name: str) -> None:
     with aside(1):
-        story = begun(agent, {"use": name})
+        story = begun(agent, {"use": name, "same": True})
         method, before = story.methods[name], copy.deepcopy(story.methods[name].first)
         chosen = method.chosen()
         assert any(difference(method.parameters[n].detach(), before[n]) for n in chosen), "there is what to reset"
@@ -449,7 +449,7 @@ def answer(story: Story, batch: Any) -> torch.Tensor:
         (torch.optim.Adam, {"eps": 1e-5}, 1e-3),  # PPO's, and gradients of its size
         (torch.optim.Adam, {"amsgrad": True}, 1.0),
         (torch.optim.AdamW, {"weight_decay": 0.1}, 1.0),
-        (Muon, {"smallest": 100, "adam_share": 1.0}, 1.0),
+        (Muon, {"hidden": False, "adam_share": 1.0}, 1.0),
     ],
     ids=["adam", "betas", "eps", "amsgrad", "adamw", "muon"],
 )
@@ -814,7 +814,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"use": "redo", "every": 1.5}, "every: 1.5 is not a whole number of at least 1"),
         ({"use": "erank", "how": "twice"}, "how: 'twice' is not step or loss"),
         ({"use": "erank", "every": "epcoh"}, "every: 'epcoh' is not"),
-        ({"use": "packnet", "keep": 1.5}, "keep: 1.5 is not a number from 0.001 to 1"),
+        ({"use": "packnet", "share": 1.5}, "share (equal, or a number): 1.5 is not a number from 0.001 to 1"),
         ("normalize_and_project", "normalize_and_project needs a network with norm layers"),
         ({"use": "plasticity_injection", "layers": 4}, "4 layers are asked for, and a chain has 3"),
         ({"use": "redo", "name": "l2_er/x"}, "is not a name of letters"),

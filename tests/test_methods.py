@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -502,7 +503,7 @@ def test_one_erank_step_raises_the_rank() -> None:
 
 def test_moments_do_not_see_erank() -> None:
     ours, plain = (classifier((6, 5), lr=0.01, optimizer={"use": "adam"}) for _ in range(2))
-    put(ERank(lr=0.1, every=3), ours)
+    put(ERank(lr=0.1, every=3, samples=256), ours)
     for agent in (ours, plain):
         learn(agent, 0, 1, 2)
     for left, right in zip(ours.optimizers[0].state.values(), plain.optimizers[0].state.values(), strict=True):
@@ -541,12 +542,35 @@ def test_erank_every_and_samples() -> None:
     stream = np.concatenate([pairs(seed, 8).obs for seed in range(10)])
     assert np.array_equal(torch.cat(method.block).numpy(), stream[-20:])
     ours, plain = classifier(lr=0.01), classifier(lr=0.01)
-    put(ERank(lr=0.1, every=3), ours)
+    put(ERank(lr=0.1, every=3, samples=256), ours)
     for agent in (ours, plain):
         learn(agent, 0, 1)
     same(weights(ours), weights(plain))
-    defaults = ERank()
-    assert (defaults.every, defaults.layers, defaults.samples, defaults.how) == (8, "all", 256, "step")
+
+
+@pytest.mark.parametrize(
+    ("kind", "l2_er", "alone"),
+    [
+        ("classifier", (1e-3, 5, 500), 1e-4),  # incremental CIFAR-100: five batches of 100
+        ("ppo", (1e-6, 2, 2048), 1e-7),  # Slippery Ant: the rollout, once an epoch
+        ("dqn", (1e-6, 64, 2048), 1e-7),  # 2,048 rows in batches of 32
+    ],
+)
+def test_what_is_not_said_of_l2_er_is_the_authors_for_the_agent(
+    kind: str, l2_er: tuple[Any, ...], alone: float
+) -> None:
+    """The authors' code: er_lr, er_batch and wd of arXiv 2509.22335 on Slippery Ant and incremental CIFAR-100."""
+    for accepts in (True, False):
+        both, one, told = L2ER(), ERank(), L2ER(l2=0.5, lr=0.1, every=7, samples=9)
+        agents = [learner(kind) for _ in range(3)]
+        for method, agent in zip((both, one, told), agents, strict=True):
+            if accepts:
+                method.accepts(agent)
+            put(method, agent)
+        assert (both.erank.lr, both.erank.every, both.erank.samples) == l2_er
+        assert (one.lr, one.every, one.samples) == (alone, *l2_er[1:])
+        assert (told.erank.lr, told.erank.every, told.erank.samples) == (0.1, 7, 9)
+        assert both.parts["l2"].strength == 1e-3 and told.parts["l2"].strength == 0.5
 
 
 def test_erank_once_an_epoch_asks_the_agent() -> None:
@@ -740,14 +764,19 @@ def test_what_is_renewed_moves_as_a_new_adam_would() -> None:
 class Dohare:
     """Continual backprop's utility, age and mean of one hidden layer, in numpy."""
 
-    def __init__(self, units: int, decay: float) -> None:
+    def __init__(self, units: int, decay: float, kind: str = "contribution") -> None:
+        self.kind = kind
         self.decay, self.u, self.f, self.a = decay, np.zeros(units), np.zeros(units), np.zeros(units)
 
     def see(self, h: Any, made: Any, read: Any) -> None:
         self.a += 1
         self.f = self.decay * self.f + (1 - self.decay) * h.mean(0)
-        gap = np.abs(h - self.mean).mean(0)
-        worth = np.abs(read).mean(0) * gap / np.abs(made).mean(1)
+        if self.kind == "contribution":  # equation 1 of the Nature paper
+            worth = np.array(
+                [np.mean([abs(row[i]) for row in h]) * sum(map(abs, read[:, i])) for i in range(len(made))]
+            )
+        else:
+            worth = np.abs(read).mean(0) * np.abs(h - self.mean).mean(0) / np.abs(made).mean(1)
         self.u = self.decay * self.u + (1 - self.decay) * worth
 
     @property
@@ -766,10 +795,12 @@ def follow(agent: Classifier, oracle: Dohare, seed: int) -> None:
     oracle.see(h, *layers)
 
 
-def test_cbp_utility() -> None:
+@pytest.mark.parametrize("kind", ["contribution", "adaptable"])
+def test_cbp_utility(kind: str) -> None:
     agent = classifier((8,), lr=0.2)
-    method = put(CBP(rate=1e-9, maturity=3, decay=0.9), agent)
-    oracle = Dohare(8, 0.9)
+    said = {} if kind == "contribution" else {"utility": kind}
+    method = put(CBP(rate=1e-9, maturity=3, decay=0.9, **said), agent)
+    oracle = Dohare(8, 0.9, kind)
     for seed in range(7):
         follow(agent, oracle, seed)
         assert method.utility["0"].numpy() == pytest.approx(oracle.u, rel=1e-4, abs=1e-7)
@@ -797,6 +828,19 @@ def check_fold() -> None:
     assert method.age["0"][unit] == 0 and not weights(agent)["2.weight"][:, unit].any()
     assert float((weights(agent)["2.bias"] - before["2.bias"]).abs().max()) > 1e-4
     assert_close(answers(agent), predicted, atol=1e-6, rtol=0)
+
+
+def test_cbp_replaces_the_unit_of_least_contribution() -> None:
+    """A unit that is far from zero but hardly varies: by equation 1 it stays, by the adaptable utility it goes."""
+    for kind, gone in (("contribution", 1), ("adaptable", 0)):
+        agent = classifier((2,))
+        method = put(CBP(rate=0.5, maturity=0, utility=kind), agent)
+        with torch.no_grad():
+            agent.model[0].weight.copy_(torch.tensor([[0.01] * 4, [0.1, 0.0, 0.0, 0.0]]))
+            agent.model[0].bias.copy_(torch.tensor([5.0, 0.5]))
+            agent.model[2].weight.fill_(1.0)
+        learn(agent, 0)
+        assert method.age["0"].tolist() == [float(i != gone) for i in range(2)], kind
 
 
 def test_cbp_folds_the_mean_of_what_it_replaces() -> None:
@@ -844,7 +888,7 @@ def test_cbp_replaces_its_share_of_the_mature() -> None:
 def test_head_reset(layers: int) -> None:
     agent = classifier((6, 5), lr=0.01, optimizer={"use": "adam"})
     first = weights(agent)
-    method = put(HeadReset(layers), agent)
+    method = put(HeadReset(layers, same=True), agent)
     enter(agent, method, visit(1))
     learn(agent, 0, 1, 2)
     trained = weights(agent)
@@ -861,7 +905,7 @@ def test_head_reset(layers: int) -> None:
 
 def test_reset_makes_a_new_learner() -> None:
     agent, new = (classifier((6, 5), lr=0.01, optimizer={"use": "adam"}) for _ in range(2))
-    method = put(Reset(), agent)
+    method = put(Reset(same=True), agent)
     enter(agent, method, visit(1))
     learn(agent, 0, 1)
     enter(agent, method, visit(2))
@@ -874,13 +918,42 @@ def test_reset_makes_a_new_learner() -> None:
 def test_head_reset_of_actor_and_critic() -> None:
     agent = player("ppo")
     first = weights(agent)
-    method = put(HeadReset(), agent)
+    method = put(HeadReset(same=True), agent)
     enter(agent, method, visit(1))
     live(agent, 16)
     trained = weights(agent)
     enter(agent, method, visit(2))
     heads = ("action_net.", "value_net.")
     same(weights(agent), {n: first[n] if n.startswith(heads) else w for n, w in trained.items()})
+
+
+@pytest.mark.parametrize("kind", ["classifier", "ppo"])
+def test_resets_draw_other_weights_each_time(kind: str) -> None:
+    """Seeded, from the first weights' own distribution: an orthogonal matrix stays one, and a norm layer's stay 1."""
+
+    def drawn(seed: int) -> list[Weights]:
+        agent = learner(kind)
+        found = [weights(agent)]
+        method = put(Reset(), agent)
+        method.reseed(seed)
+        for index in (1, 2, 3):
+            enter(agent, method, visit(index))
+            found.append(weights(agent))
+        same(found[1], found[0])
+        return [found[0], *found[2:]]
+
+    one, again, other = drawn(5), drawn(5), drawn(6)
+    for mine, equal in zip(one, again, strict=True):
+        same(mine, equal)
+    for name, first in one[0].items():
+        draws = [one[1][name], one[2][name], other[1][name]]
+        if first.ndim > 1:
+            assert all(not torch.equal(a, b) for a, b in itertools.combinations([first, *draws], 2)), name
+        for value in draws:
+            assert_close(value.abs().flatten().sort().values, first.abs().flatten().sort().values)
+            if first.ndim > 1:
+                spectra = torch.linalg.svdvals(value.flatten(1)), torch.linalg.svdvals(first.flatten(1))
+                assert_close(*spectra, atol=1e-5, rtol=1e-5)
 
 
 def test_reset_makes_the_target_network_anew() -> None:
@@ -990,7 +1063,7 @@ def test_progressive_players(kind: str) -> None:
 
 def test_packnet_keeps_earlier_tasks_to_the_bit() -> None:
     agent = classifier((10, 8), lr=0.02, optimizer={"use": "adam"}, norm="layer")
-    method = put(PackNet(keep=0.4, prune_at=0.75), agent)
+    method = put(PackNet(share=0.4, prune_at=0.75), agent)
     kept: dict[str, Tensor] = {}
     free = {n: w.numel() for n, w in weights(agent).items() if w.ndim > 1}
     for index, task in enumerate((A, B, C), 1):
@@ -1012,9 +1085,44 @@ def test_packnet_keeps_earlier_tasks_to_the_bit() -> None:
     assert method.numbers()["free"] == pytest.approx(sum(free.values()) / total)
 
 
+def test_packnet_gives_each_of_ten_tasks_a_tenth() -> None:
+    agent = classifier((20, 30), lr=0.01, optimizer={"use": "adam"})
+    method = put(PackNet(), agent)
+    for index in range(1, 11):
+        step = replace(visit(index, Pairs(f"task {index}", index)), tasks=10)
+        enter(agent, method, step)
+        learn(agent, index)
+        method.leave(step)
+    for name, owner in method.owner.items():
+        shares = [float((owner == index).float().mean()) for index in range(1, 11)]
+        assert shares == pytest.approx([0.1] * 10, abs=1.01 / owner.numel()), name
+    with pytest.raises(CrlError, match="share: equal needs the number of tasks"):
+        put(PackNet(), classifier()).enter(visit(1))
+
+
+def test_packnet_prunes_the_optimizer_too() -> None:
+    """The first step after pruning is a new Adam's on what was kept, and so is the next visit's first step."""
+    agent = classifier((6, 5), lr=0.01, optimizer={"use": "adam"})
+    method = put(PackNet(share=0.5, prune_at=0.5), agent)
+    step = visit(1, A, steps=16 * 4)
+    enter(agent, method, step)
+    learn(agent, 0, 1)
+    assert method.pruned
+    new = torch.optim.Adam([nn.Parameter(value) for value in weights(agent).values()], lr=0.01)
+    learn(agent, 2)
+    for value, parameter in zip(new.param_groups[0]["params"], agent.model.parameters(), strict=True):
+        value.grad = parameter.grad.clone()
+    new.step()
+    for value, (name, mine) in zip(new.param_groups[0]["params"], weights(agent).items(), strict=True):
+        kept = method.owner[name] == 1 if name in method.owner else torch.ones_like(mine, dtype=torch.bool)
+        assert_close(mine[kept], value[kept], atol=1e-7, rtol=0)
+    method.leave(step)
+    assert not any(value.any() for state in agent.optimizers[0].state.values() for value in state.values())
+
+
 def test_packnet_keeps_the_largest() -> None:
     agent = classifier((10,), lr=0.1)
-    method = put(PackNet(keep=0.5), agent)
+    method = put(PackNet(share=0.5), agent)
     step = visit(1, A, steps=10**6)
     enter(agent, method, step)
     learn(agent, 0, 1)
@@ -1028,7 +1136,7 @@ def test_packnet_keeps_the_largest() -> None:
 def test_packnet_when_a_task_comes_again(order: list[Pairs]) -> None:
     """It learns on with its own weights if it is the latest; if later ones have been learned, nothing moves."""
     agent = classifier((10,), lr=0.1)
-    method = put(PackNet(prune_at=0.0), agent)
+    method = put(PackNet(share=0.5, prune_at=0.0), agent)
     for index, task in enumerate(order, 1):
         before, owner = weights(agent), copy.deepcopy(method.owner)
         step = visit(index, task)
@@ -1501,18 +1609,50 @@ def test_generative_replay() -> None:
     assert max(float(change.abs().max()) for change in added(agent, 0).values()) == 0
     shake(agent)
     enter(agent, method, visit(2, B))
-    assert max(float(change.abs().max()) for change in added(agent, 1).values()) < 1e-7  # it is its own teacher
+    lost = {n: -g / 2 for n, g in own(agent, 1).items()}  # of two tasks the new one counts half
+    close(added(agent, 1), lost)  # it is its own teacher
     with torch.no_grad():
         teacher = copy.deepcopy(agent.model)
     shake(agent, 12)
     seen = watched(agent, "outputs")
+    plain = own(agent, 2)
     change = added(agent, 2)
     made = seen[-1]["obs"]
     assert made.shape == (32, INPUTS)
     soft = (teacher(made) / 2).softmax(1).detach()
     loss = 4 * kl_div((agent.model(made) / 2).log_softmax(1), soft, reduction="batchmean")
-    close(change, {n: 0.5 * g for n, g in slopes(agent, loss).items()})
-    assert method.numbers()["generator_steps"] == 3
+    close(change, {n: 0.5 * 0.5 * g - plain[n] / 2 for n, g in slopes(agent, loss).items()})
+    assert method.numbers()["generator_steps"] >= 3
+
+
+def test_the_generator_weighs_each_of_six_tasks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1/k for what is seen, (k - 1)/k for what is made up: with half and half the first of six would have 1/32."""
+    agent = classifier((4,))
+    method = put(GenerativeReplay(1.0, batch=8, latent=2, hidden=8), agent)
+    for index in range(1, 7):
+        enter(agent, method, visit(index, Pairs(f"task {index}", index)))
+        agent.minibatch = {"obs": torch.full((8, INPUTS), 1000.0)}
+        method.done = {}
+        worth = lambda vae, x, generator: vae.decoder[0].bias.sum() * 0 + float((x == 1000).all())  # noqa: E731
+        monkeypatch.setattr(VAE, "loss", worth)
+        method._timed(method.after_step, agent.optimizers[0])
+        assert method.done["generator_loss"] == pytest.approx(1 / index)
+
+
+def test_what_lies_far_from_the_first_batch_is_made_too() -> None:
+    """x + 4 of numbers that spread by 0.1: forty spreads away, and no clamp keeps them out."""
+    torch.manual_seed(0)
+    vae, generator = VAE(2, 2, 32), torch.Generator().manual_seed(1)
+    adam = torch.optim.Adam(vae.parameters(), 5e-3)
+    for visit_, shift in enumerate((0.0, 4.0)):
+        vae.begun.fill_(0)
+        for _ in range(300):
+            loss = vae.loss(0.1 * torch.randn(64, 2, generator=generator) + shift, generator)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        made = vae.sample(500, generator)
+        assert_close(made.mean(0), torch.full((2,), shift), atol=0.1, rtol=0, msg=f"visit {visit_ + 1}")
 
 
 # Optimizers.
@@ -1543,11 +1683,49 @@ def test_muon_step() -> None:
         assert_close(value.detach(), wanted, atol=1e-5, rtol=0)
 
 
-def test_muon_is_adam_on_vectors_and_small_matrices() -> None:
+def test_muon_flattens_convolutions() -> None:
+    torch.manual_seed(0)
+    value, slope = nn.Parameter(torch.randn(40, 2, 3, 3)), torch.randn(40, 2, 3, 3)
+    wanted = value.detach() - 0.02 * (40 / 18) ** 0.5 * orthogonal((0.05 + 0.95 * 0.05) * slope.view(40, 18)).view_as(
+        slope
+    )
+    value.grad = slope
+    Muon([value]).step()
+    assert_close(value.detach(), wanted, atol=1e-5, rtol=0)
+
+
+def test_muon_leaves_inputs_and_heads_to_adam() -> None:
+    """However large they are, as published; and hidden layers are its own, however small."""
+    muon = {"use": "muon"}
+    wide = Interface(spaces.Box(-1, 1, (40,)), spaces.Discrete(30))
+    conv = Interface(spaces.Box(0, 255, (3, 32, 32), np.uint8), spaces.Discrete(30))
+    cases = [
+        (Classifier(wide, 0, "cpu", net={"hidden": [20, 8]}, optimizer=muon), {"2.weight"}),
+        (Classifier(wide, 0, "cpu", net={"hidden": [20]}, optimizer={"use": "trac", "base": "muon"}), set()),
+        (PPO(wide, 0, "cpu", net={"hidden": [20, 8]}, optimizer=muon, n_steps=8, batch_size=4),
+         {"mlp_extractor.policy_net.2.weight", "mlp_extractor.value_net.2.weight"}),
+        (DQN(wide, 0, "cpu", net={"hidden": [20, 8], "norm": "layer"}, optimizer=muon, buffer_size=8),
+         {"q_net.q_net.3.weight"}),
+        (Classifier(conv, 0, "cpu", net="conv", optimizer=muon), None),
+    ]  # fmt: skip
+    for agent, wanted in cases:
+        names = {id(p): name for name, p in agent.model.named_parameters()}
+        (optimizer,) = agent.optimizers
+        groups = optimizer.param_groups
+        assert sum(len(group["params"]) for group in groups) == len({id(p) for g in groups for p in g["params"]})
+        own = {names[id(p)] for g in groups if g["hidden"] for p in g["params"] if p.ndim > 1}
+        if wanted is None:
+            matrices = [name for name, p in agent.model.named_parameters() if p.ndim > 1]
+            assert own == set(matrices[1:-1]) and any(agent.model.get_parameter(name).ndim == 4 for name in own)
+        else:
+            assert own == wanted
+
+
+def test_muon_is_adam_on_the_rest() -> None:
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((20,), (8, 40), (4, 3, 20, 20))]
     theirs = [nn.Parameter(value.detach().clone()) for value in ours]
-    optimizers = [Muon(ours, lr=0.02, adam_share=0.1), torch.optim.Adam(theirs, lr=0.002)]
+    optimizers = [Muon(ours, lr=0.02, adam_share=0.1, hidden=False), torch.optim.Adam(theirs, lr=0.002)]
     for _ in range(20):
         for mine, other in zip(ours, theirs, strict=True):
             mine.grad = torch.randn(mine.shape)

@@ -331,7 +331,7 @@ def test_agent(refused, agent, parts):
 @pytest.mark.parametrize(
     ("parts_of_config", "parts"),
     [
-        ({"baseline": "frsh"}, "baseline: 'frsh' is not one of none, fresh"),
+        ({"baseline": "frsh"}, "baseline: 'frsh' is not one of none, fresh, fresh_with_methods"),
         ({"boundary": {"optimizer": "rest"}}, "boundary.optimizer: 'rest' is not one of keep, reset"),
         ({"boundary": {"announced": False, "optimizer": "reset"}}, ["announced: false", "optimizer: reset cannot"]),
         ({"boundary": {"announced": False, "head": "per_task"}}, ["announced: false", "head: per_task cannot"]),

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attentio
 
 import crl
 from agents.dqn import DQN
+from agents.optimizers import Trac
 from agents.ppo import PPO
 from crl.boundary import look
 from crl.build import build_monitors
@@ -38,7 +39,7 @@ from crl.linalg import (
 )
 from crl.linalg.memory import needed
 from crl.monitors import curvature
-from crl.monitors.drift import Churn, Drift, cka
+from crl.monitors.drift import Churn, Drift, PolicyDrift, cka
 from crl.monitors.features import Capacity, Dormant, ERank, Interference, features, subspace, used
 from crl.monitors.gradients import Conflict, GradientNorm, Readiness, SamplePlasticity
 from crl.monitors.look import View
@@ -59,7 +60,7 @@ HEAVY = {"env": "CartPole-v1", "steps": 128, "name": "heavy", "kwargs": {"max_ep
 PARTS: dict[str, Any] = {"name": "walk", "engine": {"envs": 4}, "evaluation": {"episodes": 1}}
 LITTLE = {"probes": 2, "steps": 8, "samples": 32}
 SMALL: dict[str, dict[str, Any]] = {"hessian": LITTLE, "ggn": LITTLE, "gram": {"samples": 16}, "ntk": {"samples": 16}}
-ALWAYS_EARLIER = ("interference", "conflict", "drift", "churn")
+ALWAYS_EARLIER = ("interference", "conflict", "drift", "policy_drift")
 PPO_SMALL = {"use": "ppo", "n_steps": 32, "batch_size": 32, "n_epochs": 1}
 DQN_SMALL = {"use": "dqn", "learning_starts": 32, "buffer_size": 200}
 AGENTS: dict[str, dict[str, Any]] = {
@@ -85,7 +86,9 @@ class Hand:
         objective: Callable[[Tensor, Any], Tensor],
         parts: dict[str, dict[str, nn.Parameter]] | None = None,
         optimizers: tuple[torch.optim.Optimizer, ...] = (),
+        **more: Any,
     ) -> None:
+        vars(self).update(more)
         self.model, self.objective, self.optimizers = model, objective, list(optimizers)
         if parts is not None:
             self.networks = parts
@@ -196,7 +199,8 @@ def test_every_monitor_finds_finite_numbers(watched: Run) -> None:
 def test_a_look_at_every_boundary(watched: Run) -> None:
     for name in MONITORS:
         seen = {(r.visit, r.phase) for r in watched.records if r.name.startswith(f"{name}/")}
-        only = {"hessian": "init", "ggn": "init", "gram": "init", "ntk": "init", "kfac": "init", "churn": "end"}
+        only = {"hessian": "init", "ggn": "init", "gram": "init", "ntk": "init", "kfac": "init"}
+        only["policy_drift"] = "end"
         wanted = {(visit, phase) for visit in (1, 2) for phase in ("init", "end") if only.get(name, phase) == phase}
         late = {"interference": {v for v in wanted if v[0] == 2}, "conflict": {v for v in wanted if v[0] == 2}}
         late["drift"] = wanted - {(1, "init")}  # nothing to compare with
@@ -602,12 +606,12 @@ def test_cka_of_what_does_not_vary_is_missing(value: float) -> None:
 
 
 @pytest.mark.parametrize("cls", [PPO, DQN])
-def test_churn_is_how_far_the_answers_moved(cls: Any) -> None:
+def test_policy_drift_is_how_far_the_answers_moved(cls: Any) -> None:
     task = build(env="CartPole-v1", name="pole", envs=4)
     join([task])
     own = {"n_steps": 32, "batch_size": 32} if cls is PPO else {"buffer_size": 100}
     agent = cls(task.shared, 0, "cpu", **own)
-    monitor = Churn(samples=64)
+    monitor = PolicyDrift(samples=64)
     assert monitor.measure(at(agent, task)) == {}
     batch = monitor.inputs["pole"]
     with torch.no_grad():
@@ -615,7 +619,7 @@ def test_churn_is_how_far_the_answers_moved(cls: Any) -> None:
         for parameter in agent.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
         after = agent.outputs(batch)
-    heir = Churn(samples=64)
+    heir = PolicyDrift(samples=64)
     heir.load_state_dict(copy.deepcopy(monitor.state_dict()))
     found = heir.measure(at(agent, task, "end"))
     assert found == monitor.measure(at(agent, task, "end"))
@@ -625,6 +629,49 @@ def test_churn_is_how_far_the_answers_moved(cls: Any) -> None:
         assert near(found["value_change"], float((after[:, -1] - before[:, -1]).square().mean()))
     else:
         assert near(found["greedy_flips"], float((after.argmax(1) != before.argmax(1)).float().mean()))
+
+
+@pytest.mark.parametrize("most", [None, 0.01])
+def test_churn_is_what_one_update_does_to_other_samples(most: float | None) -> None:
+    """Linear regression by SGD, by hand: the reference's outputs move by -lr x_ref . gradient, clipped as a whole."""
+    torch.manual_seed(0)
+    x, y, net, lr = torch.randn(40, 3), torch.randn(40, 1), nn.Linear(3, 1, bias=False), 0.1
+    agent = Hand(net, lambda out, batch: (out - batch["y"]).square().mean(), largest_gradient=most,
+                 divergence=lambda before, after: {"change": (after - before).square().sum(1)},
+                 optimizers=(torch.optim.SGD(net.parameters(), lr=lr),))  # fmt: skip
+    before, boundary = net.weight.detach().clone(), at(agent, Fixed(x, y))
+    found = Churn(samples=40, minibatch=10, times=3).measure(boundary)
+    generator, wanted = torch.Generator().manual_seed(boundary.seed), []
+    for _ in range(3):
+        order = torch.randperm(40, generator=generator)
+        own, rest = order[:10], order[10:]
+        gradient = (2 * (x[own] @ before.T - y[own]) * x[own]).mean(0)
+        if most:
+            gradient = gradient * min(1.0, most / float(gradient.norm()))
+        wanted.append(float((lr * x[rest] @ gradient).square().mean()))
+    assert found["change"] == pytest.approx(np.mean(wanted), rel=1e-3)
+    assert torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize("base", ["sgd", "rmsprop", "adamw"])
+def test_a_trial_step_of_trac_is_around_its_own_base(base: str) -> None:
+    """The trial's error after the step is that after a true step of an equal optimizer."""
+    torch.manual_seed(0)
+    x, y, options = torch.randn(40, 3), torch.randn(40, 1), {"momentum": 0.9} if base == "sgd" else {}
+
+    def error(out: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (out - batch["y"]).square().mean()
+
+    net = nn.Linear(3, 1)
+    optimizer = Trac(net.parameters(), lr=0.05, base=base, **options)
+    for _ in range(3):
+        error(net(x), {"y": y}).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = SamplePlasticity().measure(at(Hand(net, error, optimizers=(optimizer,)), Fixed(x, y)))
+    error(net(x), {"y": y}).backward()
+    optimizer.step()
+    assert found["after"] == pytest.approx(float(error(net(x), {"y": y}).detach()), rel=1e-5)
 
 
 # Curvature.
@@ -1019,7 +1066,8 @@ def test_no_room_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"use": "norms", "at": 3}, "at"),
         ({"use": "hessian", "samples": 1}, "samples"),
         ({"use": "erank", "samples": "many"}, "samples"),
-        ({"use": "churn", "samples": 1}, "samples"),
+        ({"use": "policy_drift", "samples": 1}, "samples"),
+        ({"use": "churn", "minibatch": 0}, "minibatch"),
         ({"use": "hessian", "probes": 0}, "probes"),
         ({"use": "hessian", "probes": True}, "probes"),
         ({"use": "ggn", "steps": "x"}, "steps"),

@@ -32,7 +32,7 @@ MONITORS = [
     {"use": "norms"},
     {"use": "weight_rank"},
     {"use": "drift", "samples": 32},
-    {"use": "churn", "samples": 32},
+    {"use": "policy_drift", "samples": 32},
     {"use": "sample_plasticity", "samples": 32},
     {"use": "gradient_norm", "name": "slope", "samples": 32},
 ]
@@ -96,9 +96,9 @@ def test_a_second_look_sees_what_the_run_saw(walked: Run, visit: int, phase: str
 
 def test_what_remembers_is_part_of_it(walked: Run) -> None:
     names = set(probe(walked.path, 3, "end").numbers)
-    for start in ("norms/", "weight_rank/", "drift/", "churn/", "slope/"):
+    for start in ("norms/", "weight_rank/", "drift/", "policy_drift/", "slope/"):
         assert any(name.startswith(start) for name in names), start
-    assert any(name.startswith("churn/") and name.endswith("/on/heavy") for name in names)
+    assert any(name.startswith("policy_drift/") and name.endswith("/on/heavy") for name in names)
 
 
 @pytest.mark.parametrize("name", ["ppo, heads", "dqn, heads"])
@@ -148,7 +148,7 @@ def test_a_monitor_that_the_run_had_not(run: Run) -> None:
 
 
 def test_what_the_run_did_not_remember_is_found_by_looking_again(tmp_path: Path) -> None:
-    stateful = ["norms", "weight_rank", "drift", "churn"]
+    stateful = ["norms", "weight_rank", "drift", "policy_drift"]
     whole = walk(tmp_path / "whole", agent=PPO, monitors=stateful)
     blind = walk(tmp_path / "blind", agent=PPO, monitors=[])
     for visit, phase in ((2, "init"), (3, "end")):
@@ -161,7 +161,7 @@ def test_what_the_run_did_not_remember_is_found_by_looking_again(tmp_path: Path)
 
 def test_a_phase_that_is_asked_for_is_looked_at(run: Run) -> None:
     assert "hessian/actor/lambda_max" in probe(run.path, 2, "end", ["hessian"]).numbers
-    assert "there is nothing to see at init" in probe(run.path, 2, "init", ["churn"]).table()
+    assert "there is nothing to see at init" in probe(run.path, 2, "init", ["policy_drift"]).table()
 
 
 def test_a_monitor_of_a_name_of_its_own(run: Run) -> None:
@@ -269,7 +269,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("--monitor hessian --probs 3", "probs: Hessian takes no such option; did you mean 'probes'?"),
         ("--monitor erank --layer all", "layer: ERank takes no such option; did you mean 'layers'?"),
         ("--monitor erank --sample 64", "sample: ERank takes no such option"),
-        ("--monitor churn --at end", "at: Churn takes no such option"),
+        ("--monitor policy_drift --at end", "at: PolicyDrift takes no such option"),
         ("--monitor hessian --probes 0", "probes: 0 is not a whole number of at least 1"),
         ("--monitor hessian --probes three", "probes: 'three' is not a whole number"),
         ("--monitor hessian --probes", "--probes: expected an option of the monitor and its value"),

@@ -22,8 +22,12 @@ DATA: dict[str, Any] = {
 }
 SMALL = {"probes": 2, "steps": 6, "samples": 24}
 CURVATURE = ("hessian", "ggn")
-EVERY = [{"use": name, "earlier": True, **(SMALL if name in CURVATURE else {})} for name in MONITORS if name != "churn"]
-EVERY += ["churn"]
+EVERY = [
+    {"use": name, "earlier": True, **(SMALL if name in CURVATURE else {})}
+    for name in MONITORS
+    if name != "policy_drift"
+]
+EVERY += ["policy_drift"]
 AGENTS: dict[str, dict[str, Any]] = {
     "ppo": {"use": "ppo", "n_steps": 32, "batch_size": 32},
     "dqn": {"use": "dqn", "learning_starts": 50, "buffer_size": 400},

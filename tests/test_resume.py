@@ -64,7 +64,7 @@ METHODS: dict[str, list[Any]] = {  # of every kind that remembers; intervals tha
         {"use": "agem", "batch": 16, "size": 90, "every": 3},
     ],
 }
-REMEMBER = ["norms", "weight_rank", "drift", "churn"]  # the monitors that have a state
+REMEMBER = ["norms", "weight_rank", "drift", "policy_drift"]  # the monitors that have a state
 
 
 def config(agent: str, folder: Path) -> Path:

@@ -165,12 +165,15 @@ class Columns(nn.Module):
 
 
 class PackNet(Method):
-    """Each task keeps a share of the weights that are still free, and never again moves them (Mallya 2018).
+    """Each task keeps a share of the weights, and never again moves them (Mallya and Lazebnik 2018).
 
-    Late in a visit (after the share `prune_at` of it) the smallest free weights are set to zero, so that a share `keep`
-    of them stays; these learn on to the visit's end and belong to the task. Biases and norms learn in the first visit
-    only; heads per task are left alone. A task is answered with its own weights and those of earlier tasks. A task that
-    comes again when later ones have been learned learns nothing more.
+    Late in a visit (after the share `prune_at` of it) the smallest free weights are set to zero; those that stay learn
+    on to the visit's end and belong to the task. With `share: equal` each of the walk's tasks gets as many weights as
+    any other: one over the number of tasks that are still to come, this one included, of what is free (as in
+    Continual World, Wolczyk et al. 2021). A number is that share of what is free. After pruning and after the visit
+    the optimizer begins anew (as there): what it remembers is of weights that are gone. Biases and norms learn in
+    the first visit only; heads per task are left alone. A task is answered with its own weights and those of earlier
+    tasks. A task that comes again when later ones have been learned learns nothing more.
     """
 
     family = ARCHITECTURE
@@ -179,16 +182,17 @@ class PackNet(Method):
     needs_boundaries = True
     excludes = ("progressive", "reset", "head_reset", "redo", "cbp", "shrink_perturb", "plasticity_injection",
                 "spectral_norm", "normalize_and_project")  # fmt: skip
-    memory: ClassVar[tuple[str, ...]] = ("tasks", "owner", "pruned")
+    memory: ClassVar[tuple[str, ...]] = ("tasks", "owner", "pruned", "planned")
 
-    def __init__(self, keep: float = 0.5, prune_at: float = 0.75) -> None:
+    def __init__(self, share: float | str = "equal", prune_at: float = 0.75) -> None:
         super().__init__()
-        self.keep = number("keep", keep, 0.001, 1.0)
+        self.share = share if share == "equal" else number("share (equal, or a number)", share, 0.001, 1.0)
         self.prune_at = number("prune_at", prune_at, 0.0, 1.0)
         self.tasks: list[str] = []
         self.owner: dict[str, Tensor] = {}  # 0 is free; task k owns what says k + 1
         self.pruned = False
         self.current = 0
+        self.planned = 0  # how many tasks the walk has
         self._held: dict[str, Tensor] = {}  # what a step must not move, at the values that it is put back to
         self._whole: dict[str, Tensor] = {}  # all weights, while those of later tasks are out of sight
 
@@ -207,6 +211,9 @@ class PackNet(Method):
     def enter(self, visit: Visit) -> None:
         """A new task takes what is free."""
         super().enter(visit)
+        if self.share == "equal" and not visit.tasks:
+            raise CrlError("packnet.share: equal needs the number of tasks, not known here; say a number")
+        self.planned = visit.tasks
         name = visit.task.name
         self.pruned = name in self.tasks
         if not self.pruned:
@@ -227,6 +234,7 @@ class PackNet(Method):
             self._put_back()
         self._show(self._whole)
         self._whole = {}
+        self._forget_moments()
 
     def _hidden(self, name: str, task: int, value: Tensor) -> Tensor:
         """Weights as a task sees them: those of later ones, and those that are free, are zero."""
@@ -240,10 +248,11 @@ class PackNet(Method):
     @torch.no_grad()
     def prune(self) -> None:
         """Own the largest of what is free, and set the rest to zero."""
+        share = 1 / (self.planned - self.current + 1) if self.share == "equal" else float(self.share)
         for name, parameter in self._weights().items():
             free = self.owner[name] == 0
             count = int(free.sum())
-            kept = round(self.keep * count)
+            kept = round(share * count)
             if count:
                 sizes = torch.where(free, parameter.abs(), torch.full_like(parameter, -1.0)).flatten()
                 chosen = sizes.topk(kept).indices
@@ -251,7 +260,12 @@ class PackNet(Method):
                 parameter[self.owner[name] == 0] = 0
         self.pruned = True
         self.count("pruned")
+        self._forget_moments()
         self._freeze()
+
+    def _forget_moments(self) -> None:
+        for optimizer in optimizers_of(self.agent):
+            optimizer.state.clear()
 
     def _freeze(self) -> None:
         """What a step must not move, at the values that it has now."""

@@ -17,6 +17,11 @@ from crl.methods.method import Method, Term, averaged, length, own_pass
 from crl.methods.shape import L2
 
 FEATURES = "features"
+# What the paper's authors use, by what the agent learns from: incremental CIFAR-100, and PPO on Slippery Ant, where the
+# step comes once an epoch on a rollout of 2,048. Without epochs it comes once in 2,048 rows, in minibatches of 32.
+PAIRS = {"every": 5, "samples": 500}
+TRANSITIONS = {"every": "epoch", "samples": 2048}
+NO_EPOCHS = 64
 
 
 class ERank(Term):
@@ -26,27 +31,62 @@ class ERank(Term):
     of its own, `w <- w + lr * gradient of the rank`, which the optimizer's moments do not see: the mean over a
     network's hidden layers (its `last`, or so many of its last), summed over actor and critic, on the latest `samples`
     inputs. With `how: loss` it is a term of the loss instead, of strength `lr`. A step that is not finite is skipped
-    and counted: where singular values repeat or vanish the gradient is finite (see `effective_rank_to_raise`).
+    and counted: where singular values repeat or vanish the gradient is finite (see `effective_rank_to_raise`). What is
+    not said is the authors' choice for the kind of agent.
     """
 
     family = FEATURES
     blind = True
     idle: ClassVar[Mapping[str, Any]] = {"lr": 0.0}
     memory: ClassVar[tuple[str, ...]] = ("block", "steps")
+    by_kind: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "pairs": {"lr": 1e-4, **PAIRS},
+        "transitions": {"lr": 1e-7, **TRANSITIONS},
+    }
 
     def __init__(
-        self, lr: float = 1e-3, every: int | str = 8, layers: int | str = "all", samples: int = 256, how: str = "step"
+        self,
+        lr: float | None = None,
+        every: int | str | None = None,
+        layers: int | str = "all",
+        samples: int | None = None,
+        how: str = "step",
     ) -> None:
-        self.lr = number("lr", lr, 0.0)
         self.how = one_of("how", how, ("step", "loss"))
-        super().__init__(self.lr if how == "loss" else 0.0)
-        self.every = every if every == "epoch" else whole("every", every)
+        super().__init__(0.0)
+        self._asked = {"lr": lr, "every": every, "samples": samples}
+        self.lr, self.samples = 0.0, 2
+        self.every: int | str = 1
+        self._take({name: value for name, value in self._asked.items() if value is not None})
         count = isinstance(layers, int) and not isinstance(layers, bool)
         self.layers = whole("layers", layers) if count else one_of("layers", layers, ("all", "last"))
-        self.samples = whole("samples", samples, 2)
         self.block: list[Tensor] = []  # the latest inputs
         self.steps = 0
         self._rows: int | None = None  # how many there are in it; None: to be counted
+
+    def _take(self, options: Mapping[str, Any]) -> None:
+        if "lr" in options:
+            self.lr = number("lr", options["lr"], 0.0)
+            self.strength = self.lr if self.how == "loss" else 0.0
+        if "every" in options:
+            self.every = options["every"] if options["every"] == "epoch" else whole("every", options["every"])
+        if "samples" in options:
+            self.samples = whole("samples", options["samples"], 2)
+
+    def settle(self, agent: Any, defaults: Mapping[str, Any]) -> None:
+        """What was not asked for is the default for this agent."""
+        missing = {name: defaults[name] for name, value in self._asked.items() if value is None}
+        if missing.get("every") == "epoch" and not hasattr(agent, "epoch"):
+            missing["every"] = NO_EPOCHS
+        self._take(missing)
+        self._asked |= missing
+        if self.every == "epoch":
+            self.every = whole("every: epoch asks the agent for `epoch`, which", getattr(agent, "epoch", None))
+
+    def attach(self, agent: Agent) -> None:
+        """By now it is known what agent it is."""
+        self.settle(agent, self.by_kind[kind_of(agent)])
+        super().attach(agent)
 
     def accepts(self, agent: Agent) -> None:
         """Hidden layers there must be; and epochs are only known of agents that tell."""
@@ -54,8 +94,7 @@ class ERank(Term):
         owned = [{id(p) for p in part.values()} for part in networks(agent).values()]
         if all(sum(any(id(p) in own for p in layer.parameters()) for layer in layers) < 2 for own in owned):
             raise CrlError("erank acts on hidden layers, and this network has none")
-        if self.every == "epoch":
-            self.every = whole("every: epoch asks the agent for `epoch`, which", getattr(agent, "epoch", None))
+        self.settle(agent, self.by_kind[kind_of(agent)])
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the inputs, and rise when it is time to."""
@@ -139,22 +178,28 @@ class L2ER(Method):
     needs = ERank.needs
     excludes = ("erank",)
     idle: ClassVar[Mapping[str, Any]] = {"l2": 0.0, "lr": 0.0}
+    by_kind: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "pairs": {"lr": 1e-3, **PAIRS},
+        "transitions": {"lr": 1e-6, **TRANSITIONS},
+    }
 
     def __init__(
         self,
-        l2: float = 1e-4,
-        lr: float = 1e-3,
-        every: int | str = 8,
+        l2: float = 1e-3,
+        lr: float | None = None,
+        every: int | str | None = None,
         layers: int | str = "all",
-        samples: int = 256,
+        samples: int | None = None,
         how: str = "step",
     ) -> None:
         super().__init__()
         number("l2", l2, 0.0)
-        self.parts = {"l2": L2(l2), "erank": ERank(lr, every, layers, samples, how)}
+        self.erank = ERank(lr, every, layers, samples, how)
+        self.parts: dict[str, Any] = {"l2": L2(l2), "erank": self.erank}
 
     def accepts(self, agent: Agent) -> None:
         """What its parts accept."""
+        self.erank.settle(agent, self.by_kind[kind_of(agent)])
         for part in self.parts.values():
             part.accepts(agent)
 
@@ -164,6 +209,7 @@ class L2ER(Method):
     def attach(self, agent: Agent) -> None:
         """L2 first; they do not touch one another: one is in the gradient, one a step of its own."""
         self.agent = agent
+        self.erank.settle(agent, self.by_kind[kind_of(agent)])
         for part in self.parts.values():
             part.attach(agent)
 
@@ -192,3 +238,8 @@ class L2ER(Method):
         """The inverse of `state_dict`."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+
+
+def kind_of(agent: Any) -> str:
+    """What it learns from: labelled pairs, or else transitions."""
+    return "pairs" if getattr(agent, "learns_from", "") == "pairs" else "transitions"

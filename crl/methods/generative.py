@@ -19,8 +19,9 @@ class GenerativeReplay(Taught):
     """Rehearses inputs that a small generator makes up, answered by the agent as it was (Shin et al. 2017).
 
     A variational autoencoder of the inputs learns along, from minibatches and from what its own copy of the visit's
-    beginning makes up. For agents that see numbers; categories, such as MiniGrid's cells, are refused: a generator of
-    grids is no small one.
+    beginning makes up. Of k tasks so far each counts alike: the agent's own loss is weighed 1/k and the rehearsal's
+    `strength` (k - 1)/k, and so are the generator's two (the ratio r of Shin et al., equation 1, as 1/k). For agents
+    that see numbers; categories, such as MiniGrid's cells, are refused: a generator of grids is no small one.
     """
 
     family = MEMORY
@@ -55,19 +56,35 @@ class GenerativeReplay(Taught):
         super().enter(visit)
         if visit.index > 1 and self.strength:
             self.old = copy.deepcopy(self.vae)
+            self.vae.begun.fill_(0)
+
+    @property
+    def old_share(self) -> float:
+        """How much earlier tasks count together: (k - 1)/k."""
+        return 1 - 1 / max(len(self.tasks), 1)
+
+    def push(self, name: str, parameter: nn.Parameter) -> None:
+        """The agent's own loss is that of one task in k."""
+        if self._due is None:
+            self._due = self._gradients()
+            self._rehearses = bool(self._due)
+        if self._rehearses and parameter.grad is not None:
+            parameter.grad.mul_(1 - self.old_share)
+        super().push(name, parameter)
 
     def loss(self) -> Tensor | None:
         """On inputs made up."""
-        if self.old is None:
+        if self.old is None or not self.old_share:
             return None
         made = self.old.sample(self.batch, self.generator)
         batch = {"obs": made.view(-1, *self.agent.minibatch["obs"].shape[1:])}
         if self.apart():
-            return self.on_each(batch, self.earlier)
+            apart = self.on_each(batch, self.earlier)
+            return None if apart is None else self.old_share * apart
         outputs, taught = self.agent.outputs(batch), self.taught(batch)
         made_up = {"made_up": True} if "made_up" in inspect.signature(self.agent.distill).parameters else {}
         loss: Tensor = self.agent.distill(outputs, taught, **made_up)
-        return loss
+        return self.old_share * loss
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The generator learns from what was seen, and from what it made up."""
@@ -75,10 +92,13 @@ class GenerativeReplay(Taught):
         if not self.strength:
             return
         seen = self.agent.minibatch["obs"].float().flatten(1)
-        if self.old is not None:
-            seen = torch.cat([seen, self.old.sample(len(seen), self.generator)])
+        made = self.old.sample(len(seen), self.generator) if self.old is not None and self.old_share else None
+        if not self.vae.begun:
+            self.vae.begin(seen if made is None else torch.cat([seen, made]))
         with torch.enable_grad():
             loss = self.vae.loss(seen, self.generator)
+            if made is not None:
+                loss = (1 - self.old_share) * loss + self.old_share * self.vae.loss(made, self.generator)
             self.adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         if not torch.isfinite(loss) or not all(
@@ -110,11 +130,11 @@ class GenerativeReplay(Taught):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder of vectors (Kingma and Welling 2014), scaled by the first batch it sees."""
+    """A variational autoencoder of vectors (Kingma and Welling 2014), scaled by a visit's first batch."""
 
     mean: Tensor
     scale: Tensor
-    begun: Tensor
+    begun: Tensor  # whether the scale is this visit's
 
     def __init__(self, inputs: int, latent: int, hidden: int) -> None:
         super().__init__()
@@ -128,11 +148,8 @@ class VAE(nn.Module):
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Minus the evidence bound, a nat a number: squared error with unit variance, and the KL to the prior."""
         if not self.begun:
-            spread = x.std(0, correction=0)
-            self.mean.copy_(x.mean(0))
-            self.scale.copy_(torch.where(spread > 1e-3, spread, torch.ones_like(spread)))  # what stood still may move
-            self.begun.fill_(1)
-        scaled = ((x - self.mean) / self.scale).clamp(-10, 10)
+            self.begin(x)
+        scaled = (x - self.mean) / self.scale
         centre, spread = self.encoder(scaled).chunk(2, 1)
         spread = spread.clamp(-10, 10)
         noise = torch.randn(centre.shape, generator=generator).to(x.device)
@@ -140,6 +157,14 @@ class VAE(nn.Module):
         kl = 0.5 * (centre.square() + spread.exp() - 1 - spread).sum(1)
         loss: Tensor = (0.5 * (made - scaled).square().sum(1) + kl).mean()
         return loss
+
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Take a batch's mean and spread as the scale from now on."""
+        spread = x.std(0, correction=0)
+        self.mean.copy_(x.mean(0))
+        self.scale.copy_(torch.where(spread > 1e-3, spread, torch.ones_like(spread)))  # what stood still may move
+        self.begun.fill_(1)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

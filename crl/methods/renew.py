@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from crl.checked import number, one_of, whole
+from crl.checked import number, one_of, truth, whole
 from crl.core import Agent, State, Visit, optimizers_of
 from crl.methods.method import FromFirst, length, refuse_distance
-from crl.methods.units import Units, Watch, Young, chains_of, draw, refuse_shallow, units_of, weighted
+from crl.methods.units import Units, Watch, Young, chains_of, draw, redrawn, refuse_shallow, units_of, weighted
 
 RENEWAL = "renewal"
 STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
@@ -201,19 +201,25 @@ def dormant(activations: Tensor, tau: float) -> Tensor:
 class CBP(Renewal):
     """Continual backprop: a share `rate` of the mature units, the least useful, begins anew each step (Dohare 2024).
 
-    As published in Nature: a unit's utility is a running mean of mean |outgoing weight| * |h - mean h| /
-    mean |incoming weight|, corrected for its age; units younger than `maturity` steps are let be; a replaced unit's
-    mean is folded into the next bias, its outgoing weights are zero (exactly so where no norm layer lies between).
+    With `utility: contribution` a unit's utility is a running mean of mean |h| * sum of |outgoing weights| (equation 1
+    of the Nature paper, and `contribution` in the authors' code). With `utility: adaptable` it is a running mean of
+    mean |h - mean h| * mean |outgoing weights| / mean |incoming weights| (`adaptable_contribution` in their code, and
+    their preprint arXiv 2306.13812). Both are corrected for age, as in their code. Units younger than `maturity` steps
+    are let be; a replaced unit's mean is folded into the next bias, and its outgoing weights are zero, so that nothing
+    changes but the unit's own variation (exactly so where no norm layer lies between).
     """
 
     family = RENEWAL
     memory: ClassVar[tuple[str, ...]] = ("first", "utility", "mean", "age", "owed")
     idle: ClassVar[Mapping[str, Any]] = {"rate": 0.0}
 
-    def __init__(self, rate: float = 1e-4, maturity: int = 1000, decay: float = 0.99) -> None:
+    def __init__(
+        self, rate: float = 1e-4, maturity: int = 1000, decay: float = 0.99, utility: str = "contribution"
+    ) -> None:
         super().__init__()
         self.rate, self.maturity = number("rate", rate, 0.0, 1.0), whole("maturity", maturity, 0)
         self.decay = number("decay", decay, 0.0, 0.999999)
+        self.adaptable = one_of("utility", utility, ("contribution", "adaptable")) == "adaptable"
         self.utility: dict[str, Tensor] = {}
         self.mean: dict[str, Tensor] = {}  # of the activations, (units, places), not yet corrected for age
         self.age: dict[str, Tensor] = {}
@@ -243,14 +249,17 @@ class CBP(Renewal):
         name = layer.name
         self.age[name] += 1
         self.mean[name].lerp_(activations.mean(0), 1 - self.decay)
-        moved = (activations - self.corrected_mean(name)).abs().mean(0)
-        sizes = [
-            reader.weight.abs().flatten(2).sum(-1) if reader.weight.ndim > 2 else reader.weight.abs()
-            for reader in layer.out
-        ]
-        read = torch.stack([size.mean(0) for size in sizes]).mean(0)[layer.columns]
+        now = self._adaptable(layer, activations) if self.adaptable else contribution(layer, activations)
+        self.utility[name].lerp_(now, 1 - self.decay)
+
+    def _adaptable(self, layer: Units, activations: Tensor) -> Tensor:
+        """The mean-corrected contribution over the size of the incoming weights."""
+        moved = (activations - self.corrected_mean(layer.name)).abs().mean(0)
+        sizes = [_sizes(reader.weight).mean(0) for reader in layer.out]
+        read = torch.stack(sizes).mean(0)[layer.columns]
         made = layer.into.weight.flatten(1).abs().mean(1)
-        self.utility[name].lerp_((read * moved).sum(1) / (made + 1e-12), 1 - self.decay)
+        worth: Tensor = (read * moved).sum(1) / (made + 1e-12)
+        return worth
 
     def corrected_mean(self, name: str) -> Tensor:
         """The mean activation of each unit, as if its running mean had not begun at zero."""
@@ -272,8 +281,24 @@ class CBP(Renewal):
             store[name][units] = 0
 
 
+def contribution(layer: Units, activations: Tensor) -> Tensor:
+    """Each unit's mean |h| times the sum of |outgoing weights|: Dohare et al. 2024, equation 1."""
+    read = torch.stack([_sizes(reader.weight).sum(0) for reader in layer.out]).sum(0)[layer.columns]
+    worth: Tensor = (read * activations.abs().mean(0)).sum(1)
+    return worth
+
+
+def _sizes(weight: Tensor) -> Tensor:
+    """|weight| of a layer that reads, (answers, columns); a kernel's places are summed."""
+    return weight.abs().flatten(2).sum(-1) if weight.ndim > 2 else weight.abs()
+
+
 class HeadReset(FromFirst):
-    """The last `layers` layers get their first weights back at each new visit (Nikishin et al. 2022); moments go."""
+    """The last `layers` layers begin anew at each new visit, moments too (Nikishin et al. 2022).
+
+    Their weights are drawn anew (the same ones for the same seed of the run, others at each visit), as `redrawn` does;
+    with `same: true` they are the first ones again.
+    """
 
     family = RENEWAL
     needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "chains")
@@ -282,9 +307,9 @@ class HeadReset(FromFirst):
     excludes: ClassVar[tuple[str, ...]] = STRUCTURAL
     idle: ClassVar[Mapping[str, Any]] = {"layers": 0}
 
-    def __init__(self, layers: int = 1) -> None:
+    def __init__(self, layers: int = 1, same: bool = False) -> None:
         super().__init__()
-        self.layers = whole("layers", layers, 0)
+        self.layers, self.same = whole("layers", layers, 0), truth("same", same)
 
     def enter(self, visit: Visit) -> None:
         """At each visit but the first."""
@@ -303,9 +328,10 @@ class HeadReset(FromFirst):
 
     @torch.no_grad()
     def reset(self, names: list[str]) -> None:
-        """First weights, no moments, and target networks made anew."""
+        """New weights, no moments, and target networks made anew."""
         for name in names:
-            self.parameters[name].copy_(self.first[name])
+            first = self.first[name]
+            self.parameters[name].copy_(first if self.same else redrawn(first, self.generator))
         self._forget_moments(names)
         if names and hasattr(self.agent, "rebuilt"):
             self.agent.rebuilt()
@@ -320,7 +346,10 @@ class HeadReset(FromFirst):
 
 
 class Reset(HeadReset):
-    """All weights get their first values back at each new visit, moments go: the control RESET of arXiv 2509.22335."""
+    """All weights begin anew at each new visit, moments too: the control RESET of arXiv 2509.22335.
+
+    They are drawn anew each time, or with `same: true` are the first ones again, as in `head_reset`.
+    """
 
     needs = ("model", "optimizers")
     memory: ClassVar[tuple[str, ...]] = ("first", "buffers")
@@ -328,8 +357,8 @@ class Reset(HeadReset):
     excludes = (*STRUCTURAL, "head_reset", "plasticity_injection")
     idle: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, same: bool = False) -> None:
+        super().__init__(0, same)
         self.buffers: dict[str, Tensor] = {}  # batch norm's first statistics
 
     def attach(self, agent: Agent) -> None:

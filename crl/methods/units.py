@@ -151,6 +151,24 @@ def draw(first: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor
     return values[torch.randint(len(values), shape, generator=generator).to(values.device)]
 
 
+def redrawn(first: Tensor, generator: torch.Generator) -> Tensor:
+    """Other weights from the distribution of a parameter's first ones, whatever that was.
+
+    The rows and the columns of a matrix (or of a kernel) change places, and signs are drawn for each row and column.
+    So numbers that were drawn independently with signs alike stay so, and a matrix that was orthogonal stays
+    orthogonal, which numbers drawn one by one would not. A vector's numbers change places and keep their signs.
+    """
+    new = first
+    for axis in range(min(first.ndim, 2)):
+        order = torch.randperm(first.shape[axis], generator=generator)
+        new = new.index_select(axis, order.to(first.device))
+        if first.ndim > 1:
+            signs = torch.randint(2, (first.shape[axis],), generator=generator) * 2 - 1
+            shape = [-1 if place == axis else 1 for place in range(first.ndim)]
+            new = new * signs.view(shape).to(first)
+    return new
+
+
 class Young:
     """Adam for numbers that begin anew in a tensor that does not.
 

@@ -1,16 +1,19 @@
-"""What has moved: features of old tasks from boundary to boundary, and answers from a visit's start to its end."""
+"""What has moved: features from boundary to boundary, answers over a visit (drift) and in one update (churn)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crl.checked import whole
 from crl.core import Boundary, State, facing
 from crl.monitors.features import features
-from crl.monitors.look import READ, Look, View
+from crl.monitors.gradients import stepped
+from crl.monitors.look import READ, Look, View, problem_of
 
 
 class Drift(Look):
@@ -68,6 +71,58 @@ def cka(left: Tensor, right: Tensor) -> float:
 
 
 class Churn(Look):
+    """How far one update moves the answers on samples that are not in its minibatch.
+
+    Churn is the change of outputs on a reference batch that an update on another batch causes (Tang and Berseth 2024;
+    C-CHAIN, arXiv 2506.00592); of a policy, how often the greedy action changes (Schaul et al. 2022). The update is
+    one step of the agent's own optimizer, clipped as the agent's are, on copies of the weights and of the optimizer's
+    state; methods have no part in it. Of the `samples`, `minibatch` rows (half of them at most) are learned from and
+    the rest are the reference; the mean over `times` such draws. Recorded is the agent's `divergence`: PPO's KL and
+    squared value change, DQN's share of flipped greedy actions. Cost: `times` backward passes of a minibatch, and
+    forward passes.
+    """
+
+    needs = (*Look.needs, "divergence", "optimizers")
+
+    def __init__(self, *, minibatch: int = 64, times: int = 4, **look: Any) -> None:
+        super().__init__(**look)
+        self.minibatch, self.times = whole("minibatch", minibatch), whole("times", times)
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """`<what>`."""
+        generator = torch.Generator().manual_seed(view.boundary.seed)
+        count, found = len(next(iter(view.batch.values()))), dict[str, list[float]]()
+        size = min(self.minibatch, count // 2)
+        for _ in range(self.times):
+            order = torch.randperm(count, generator=generator)
+            learned, reference = (
+                {name: value[rows.to(value.device)] for name, value in view.batch.items()}
+                for rows in (order[:size], order[size:])
+            )
+            for name, value in self._moved(view, learned, reference).items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _moved(self, view: View, learned: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, float]:
+        problem = problem_of(view.agent, learned)
+        whole_gradient = problem.gradient()
+        most, size = getattr(view.agent, "largest_gradient", None), float(whole_gradient.norm())
+        scale = min(1.0, most / (size + 1e-6)) if most else 1.0
+        parameters = list(problem.parameters.values())
+        parts = torch.split(whole_gradient * scale, [p.numel() for p in parameters])
+        gradient = {id(p): part.view_as(p).to(p.dtype) for p, part in zip(parameters, parts, strict=True)}
+        agent: Any = view.agent
+        with torch.no_grad():
+            before = agent.outputs(reference).clone()
+        with ExitStack() as steps:
+            for optimizer in agent.optimizers:
+                steps.enter_context(stepped(optimizer, gradient))
+            with torch.no_grad():
+                after = agent.outputs(reference).clone()
+        return {name: float(values.double().mean()) for name, values in agent.divergence(before, after).items()}
+
+
+class PolicyDrift(Look):
     """How far a visit moves the answers on its own and on earlier tasks: KL from `init` to `end`, value change.
 
     On the experience at `init`. What is recorded is the agent's `divergence`: PPO's KL and squared value change, DQN's

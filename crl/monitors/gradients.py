@@ -104,7 +104,7 @@ class SamplePlasticity(Look):
         before = problem.loss()
         with ExitStack() as steps:
             for optimizer in view.agent.optimizers:
-                steps.enter_context(_stepped(optimizer, gradient))
+                steps.enter_context(stepped(optimizer, gradient))
             after = problem.loss()
         if not (math.isfinite(before) and math.isfinite(after)):
             raise CurvatureError("the error, before or after the step, is not finite")
@@ -113,7 +113,7 @@ class SamplePlasticity(Look):
 
 
 @contextmanager
-def _stepped(optimizer: torch.optim.Optimizer, gradient: Mapping[int, Tensor]) -> Iterator[None]:
+def stepped(optimizer: torch.optim.Optimizer, gradient: Mapping[int, Tensor]) -> Iterator[None]:
     """The weights as one step of an equal optimizer would leave them, for the time being."""
     groups, pairs = [], []
     for group in optimizer.param_groups:
@@ -124,7 +124,8 @@ def _stepped(optimizer: torch.optim.Optimizer, gradient: Mapping[int, Tensor]) -
             copies.append(twin)
             pairs.append((parameter, twin))
         groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": copies})
-    trial: Any = type(optimizer)(groups)  # type: ignore[call-arg]
+    make: Any = getattr(optimizer, "like", type(optimizer))  # what is around another optimizer says how it is made
+    trial = make(groups)
     trial.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     trial.step()
     held = [parameter.data for parameter, _ in pairs]
