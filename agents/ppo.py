@@ -232,13 +232,9 @@ class PPO(OnPolicy):
         """How far the answers moved."""
         return divergence(before, after, self.algo.action_space)
 
-    remembers = ("obs",)
-
-    def rehearse(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of replayed states: answer as was answered then. Their gains say nothing of today's policy."""
-        return self.distill(self.outputs(batch), batch["outputs"])
+    critic_columns = (-1,)
+    remembers = ("obs", "return")
 
     def distill(self, outputs: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """The loss of answering otherwise than a teacher: KL of the policy, and half the value's squared error."""
-        parts = divergence(teacher, outputs, self.algo.action_space)
-        return (parts["kl"] + 0.5 * parts["value_change"]).mean()
+        """The loss of answering otherwise than a teacher: the KL of the policies. The value is no answer."""
+        return divergence(teacher, outputs, self.algo.action_space)["kl"].mean()

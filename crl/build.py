@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from crl.changing import spread
 from crl.config import Experiment, in_words, nearest, parse
-from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
+from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, brief, derive, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
 
 COMMON = ("batch", "epochs", "samples", "augment", "joint", "only")  # what every stream takes
@@ -34,6 +34,7 @@ class Plan:
     methods: dict[str, Any]  # by the name that their records bear, in the order in which they act
     monitors: dict[str, Any]  # by the name that their records begin with
     device: str
+    warnings: tuple[str, ...] = ()  # what the user may not expect, a line each
 
     @property
     def engine(self) -> str:
@@ -79,7 +80,8 @@ def build(experiment: Experiment) -> Plan:
         raise CrlError(f"agent: {type(agent).__name__} updates every {agent.stride} steps; the least is 1")  # type: ignore[attr-defined]
     stride = 1 if experiment.stream else getattr(agent, "stride", 1) * interface.envs
     rounded = [-(-budget // stride) * stride for budget in steps]
-    return Plan(experiment, tasks, order, rounded, interface, agent, methods, monitors, device)
+    warned = tuple(_warnings(methods, tasks, experiment.boundary))
+    return Plan(experiment, tasks, order, rounded, interface, agent, methods, monitors, device, warned)
 
 
 def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:
@@ -175,6 +177,14 @@ def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
         if hasattr(method, "reseed"):
             method.reseed(derive(experiment.seed, METHOD, i))
     return methods
+
+
+def _warnings(methods: Mapping[str, Any], tasks: Sequence[Task], rules: Rules) -> Iterator[str]:
+    """What methods say of this walk, with the place of each."""
+    for i, method in enumerate(methods.values()):
+        said = method.warns(tasks, rules) if hasattr(method, "warns") else ""
+        if said:
+            yield f"methods.{i}: {said}"
 
 
 def has_part(agent: Any, part: str) -> bool:

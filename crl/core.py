@@ -172,16 +172,17 @@ class Agent(Protocol):
     batch)` weighs outputs where the objective is not convex in them, `divergence(before, after)` says by name how
     far each sample's outputs moved.
 
-    Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`,
-    lists of module names from what is seen to what is answered, in order (read off a model that is an
-    `nn.Sequential`); `progress`, the share of the visit that is over; `epoch`, how many steps of the optimizer go
-    once through the data at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher
-    (perhaps with `made_up=True`, on inputs that are made up after earlier tasks); `rehearse(batch)`, the mean loss of a
-    replayed batch, whose rows hold what of the minibatch `remembers` names, and their `outputs` of then; and
-    `rebuilt()`, called when the model has grown, which has the new parameters learned and target networks made anew.
-    `apart`, where it is true, says that tasks are answered by outputs of their own (heads, masks), for which the agent
-    is to face a task; `decay` is the strength of an L2 penalty that the agent adds to its gradients by itself, which
-    `l2` then raises instead.
+    Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`, lists
+    of module names from what is seen to what is answered, in order (read off a model that is an `nn.Sequential`);
+    `progress`, the share of the visit that is over; `epoch`, how many steps of the optimizer go once through the data
+    at hand; `distill(outputs, teacher)`, the mean loss of answering otherwise than a teacher (perhaps with
+    `made_up=True`, on inputs that are made up after earlier tasks); `rehearse(batch)`, the mean loss of a replayed
+    batch, whose rows hold what of the minibatch `remembers` names, and their `outputs` of then; `critic_columns`, which
+    numbers of its outputs estimate returns, of which a batch (and `remembers`) then has the `return`: methods that
+    remember answers leave these out unless told otherwise; and `rebuilt()`, called when the model has grown, which has
+    the new parameters learned and target networks made anew. `apart`, where it is true, says that tasks are answered by
+    outputs of their own (heads, masks), for which the agent is to face a task; `decay` is the strength of an L2 penalty
+    that the agent adds to its gradients by itself, which `l2` then raises instead.
 
     On a dataset an agent declares `learns_from = "pairs"`; `settle()`, where there is one, is called at safe points.
     """
@@ -297,6 +298,7 @@ class Method(Protocol):
     without and `excludes` the methods that it cannot be with; `one_head = True` has heads per task refused,
     `names_tasks = True` (it answers by a task's name) a walk in which the task is not told, and
     `accepts(agent)` refuses an agent with a `CrlError`;
+    `warns(tasks, rules)` is one sentence on what the user may not expect of it in this walk, or empty;
     `numbers()` is what it did since it was last asked, to be logged; `reseed(seed)` seeds its own random stream;
     `rebuild(agent, state)` gives a new agent the structure that it had, before the agent's state is loaded.
     """

@@ -65,6 +65,7 @@ METHODS = {
     "mas": "crl.methods.anchors.MAS",
     "lwf": "crl.methods.memory.LwF",
     "replay": "crl.methods.memory.Replay",
+    "clone": "crl.methods.memory.Clone",
     "generative_replay": "crl.methods.generative.GenerativeReplay",
     "agem": "crl.methods.memory.AGEM",
     "der": "crl.methods.memory.DER",

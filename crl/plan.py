@@ -40,6 +40,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
+        *(f"warning   {said}" for said in plan.warnings),
     ]
     return "\n".join(lines)
 

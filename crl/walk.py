@@ -56,6 +56,8 @@ class Walk:
     def go(self, visit_index: int = 0, done: int = 0) -> None:
         """Walk from a boundary, or from `done` steps into the visit after it."""
         if visit_index == 0 and done == 0 and not self.rows:
+            for said in self.plan.warnings:
+                self.terminal.note(f"warning: {said}")
             for method in self.plan.methods.values():
                 method.attach(self.agent)
             self._boundary_row(0, None)

@@ -2,13 +2,14 @@
 
 import itertools
 
-from torch import as_tensor, distributions, manual_seed, nn, no_grad, optim, stack
+from torch import as_tensor, distributions, manual_seed, nn, no_grad, optim
 
 
 class FullAgent:
     """One network answers with logits and a value; its chain is read off the `nn.Sequential`."""
 
-    remembers = ("obs",)
+    remembers = ("obs", "return")
+    critic_columns = (0,)
     epoch = 3
 
     def __init__(self, interface, seed, device, *, net=None, learning_rate=5e-3):
@@ -62,22 +63,21 @@ class FullAgent:
         alive = 1 - as_tensor(experience.terminated).float().flatten()
         target = as_tensor(experience.reward).float().flatten() + 0.98 * alive * worth
         action = as_tensor(experience.action).long().flatten()
-        return {"obs": obs, "action": action, "target": target, "gain": target - old}
+        return {"obs": obs, "action": action, "return": target, "gain": target - old}
 
     def outputs(self, batch):
         return self.model(batch["obs"])
 
     def objective(self, outputs, batch):
         logs = outputs[:, 1:].log_softmax(1).gather(1, batch["action"][:, None])[:, 0]
-        return ((batch["target"] - outputs[:, 0]).square() / 2 - logs * batch["gain"]).mean()
+        return ((batch["return"] - outputs[:, 0]).square() / 2 - logs * batch["gain"]).mean()
 
     def rehearse(self, batch):
-        return self.distill(self.outputs(batch), batch["outputs"])
+        return self.distill(self.outputs(batch), batch["outputs"])  # an actor-critic's old gains say nothing
 
     def distill(self, outputs, teacher):
         policies = [distributions.Categorical(logits=x[:, 1:]) for x in (teacher, outputs)]
-        apart = distributions.kl_divergence(*policies)
-        return stack([apart, (outputs[:, 0] - teacher[:, 0]).square() / 2]).sum(0).mean()
+        return distributions.kl_divergence(*policies).mean()
 
     def state_dict(self):
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizers[0].state_dict()}

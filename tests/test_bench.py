@@ -90,12 +90,12 @@ def test_a_study_runs_what_is_missing_and_makes_its_table(tmp_path: Path) -> Non
     source.write_text(yaml.safe_dump({"tasks": [tasks[0], {**tasks[1], "wrappers": ["permute_observation"]}],
                                       "agent": small, "engine": {"envs": 2}, "monitors": [],
                                       "evaluation": {"episodes": 1}}))  # fmt: skip
-    arms = {"plain": study.Arm(), "replay": study.Arm([{"use": "replay"}])}
+    arms = {"plain": study.Arm(), "clone": study.Arm([{"use": "clone"}])}
     columns = (study.Column("average", "all tasks"), study.Column("end_two", "the second"))
-    small_one = study.Study(str(source), arms, studies.forgetting, columns, differences=(("replay", "plain"),))
+    small_one = study.Study(str(source), arms, studies.forgetting, columns, differences=(("clone", "plain"),))
     first = json.loads(study.main("small", small_one, seeds=2, out=str(tmp_path), as_json=True))
     assert [len(runs) for runs in first["arms"].values()] == [2, 2]
-    assert {"average", "forgetting", "after_one", "end_one"} <= set(first["arms"]["replay"][0])
+    assert {"average", "forgetting", "after_one", "end_one"} <= set(first["arms"]["clone"][0])
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl"))
     shown = study.main("small", small_one, seeds=2, out=str(tmp_path))
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")) == before

@@ -257,7 +257,7 @@ def test_ci_runs_the_readmes_test_line() -> None:
     assert 'pip install -q -c constraints.txt -e ".[dev]"' in script and "\npytest -n 2" in script
 
 
-@pytest.mark.parametrize("method", ["l2", "replay", "cbp", "packnet"])
+@pytest.mark.parametrize("method", ["l2", "clone", "cbp", "packnet"])
 def test_an_agent_with_a_method_is_let_go(method: str) -> None:
     data = {"tasks": [{"env": "CartPole-v1", "steps": 64}], "methods": [method], "engine": {"envs": 2}}
     built = build.build(config.read({**data, "agent": {"use": "ppo", "n_steps": 16, "batch_size": 16}}))

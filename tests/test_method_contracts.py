@@ -52,6 +52,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "online_ewc": {"samples": 8},
     "mas": {"samples": 8},
     "replay": REMEMBERED,
+    "clone": REMEMBERED,
     "der": REMEMBERED,
     "agem": REMEMBERED,
     "generative_replay": {"batch": 8, "latent": 2, "hidden": 8},
@@ -223,6 +224,8 @@ def short_ticks() -> Any:
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 ALL = pytest.mark.parametrize("agent", AGENTS)
+GO = [(agent, name) for agent in AGENTS for name in METHODS if (agent, name) != ("ppo", "replay")]
+EACH = pytest.mark.parametrize(("agent", "name"), GO)
 
 
 # Idle.
@@ -233,8 +236,7 @@ def idle_options(name: str) -> dict[str, Any]:
     return dict(getattr(__import__(module, fromlist=[cls]), cls).idle) or IDLE.get(name, {})
 
 
-@ALL
-@EVERY
+@EACH
 def test_idle_changes_nothing(agent: str, name: str) -> None:
     options = idle_options(name)
     assert bool(options) != (name in NEVER_IDLE)
@@ -251,8 +253,7 @@ def test_idle_changes_nothing(agent: str, name: str) -> None:
 # On.
 
 
-@ALL
-@EVERY
+@EACH
 def test_on_it_acts(agent: str, name: str) -> None:
     plain = whole(agent, normed=name == "normalize_and_project")
     story = whole(agent, name)
@@ -263,19 +264,20 @@ def test_on_it_acts(agent: str, name: str) -> None:
 NEED_NORM = {"normalize_and_project"}
 NEED_PLAIN = {"progressive", "plasticity_injection"}
 ONE_HEAD = {*NEED_PLAIN, "head_reset"}
-NEED_BATCHES = {"erank", "l2_er", "lwf", "replay", "generative_replay", "agem", "der"}
+NEED_BATCHES = {"erank", "l2_er", "lwf", "replay", "clone", "generative_replay", "agem", "der"}
+OLD = {name: {"replay"} if name == "ppo" else set() for name in AGENTS}  # whose old experience says nothing
 NEED_SAMPLES = {"ewc", "online_ewc", "mas"}
-NEED_CHAINS = {"spectral_norm", "parseval", "redo", "cbp", "head_reset", "packnet", *NEED_PLAIN}
+NEED_CHAINS = {"spectral_norm", "parseval", "redo", "cbp", "head_reset", "packnet", *NEED_NORM, *NEED_PLAIN}
 MINIGRID = [{"env": "MiniGrid-Empty-5x5-v0", "steps": 48}]
 PENDULUM = [{"env": "Pendulum-v1", "steps": 48}]
 SAC = {"use": "stable_baselines3.SAC", "learning_starts": 8, "batch_size": 8, "buffer_size": 64,
        "policy_kwargs": {"net_arch": [8, 8]}}  # fmt: skip
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], set[str]]] = [
-    *((name, spec, {}, NEED_NORM) for name, spec in AGENTS.items()),
-    *((f"{name} with norm", spec_of(name, "normalize_and_project"), {}, NEED_PLAIN) for name in AGENTS),
+    *((name, spec, {}, NEED_NORM | OLD[name]) for name, spec in AGENTS.items()),
+    *((f"{name} with norm", spec_of(name, "normalize_and_project"), {}, NEED_PLAIN | OLD[name]) for name in AGENTS),
     *((f"{name} with crelu", {**AGENTS[name], "net": {"hidden": [8, 8], "activation": "crelu"}}, {},
-       NEED_PLAIN | NEED_NORM) for name in ("ppo", "dqn", "classifier")),
-    ("ppo on categories", AGENTS["ppo"], {"tasks": MINIGRID}, {"generative_replay"} | NEED_NORM),
+       NEED_PLAIN | NEED_NORM | OLD[name]) for name in ("ppo", "dqn", "classifier")),
+    ("ppo on categories", AGENTS["ppo"], {"tasks": MINIGRID}, {"generative_replay"} | NEED_NORM | OLD["ppo"]),
     ("a bare agent", {"use": "tests.my_agent.MyAgent"}, {},
      NEED_NORM | NEED_BATCHES | NEED_SAMPLES | NEED_PLAIN | {"packnet"}),
     ("a2c", {"use": "stable_baselines3.A2C"}, {}, NEED_NORM | NEED_BATCHES | NEED_SAMPLES),
@@ -503,8 +505,7 @@ def resumes(story: Story, plan: Any) -> None:
         assert twin.said == story.said[heard:], f"what the methods say, from {place}"
 
 
-@ALL
-@EVERY
+@EACH
 def test_resumed_is_never_stopped(agent: str, name: str) -> None:
     spec = spec_of(agent, name)
     resumes(whole(agent, name), lambda: planned(spec, {"use": name, **SMALL.get(name, {})}))
@@ -528,8 +529,7 @@ def test_other_ways_resume(name: str, options: dict[str, Any]) -> None:
     resumes(story, plan)
 
 
-@pytest.mark.parametrize("agent", ["ppo", "dqn"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ONE_HEAD])
+@pytest.mark.parametrize(("agent", "name"), [go for go in GO if go[0] in ("ppo", "dqn") and go[1] not in ONE_HEAD])
 def test_heads_per_task(agent: str, name: str) -> None:
     """With a head for each task a method acts on all of them, and resumes so."""
     spec, rules = spec_of(agent, name), {"head": "per_task"}
@@ -537,7 +537,7 @@ def test_heads_per_task(agent: str, name: str) -> None:
     resumes(story, lambda: planned(spec, {"use": name, **SMALL.get(name, {})}, boundary=rules))
 
 
-@pytest.mark.parametrize("name", ["ewc", "online_ewc", "mas", "si", "l2_init", "lwf", "replay"])
+@pytest.mark.parametrize("name", ["ewc", "online_ewc", "mas", "si", "l2_init", "lwf", "replay", "clone"])
 def test_a_head_of_its_own_is_held(name: str) -> None:
     """The first head is known to hooks by the name that it has once there are several."""
     story = begun_with_heads("dqn", {"use": name, **SMALL.get(name, {})})
@@ -818,6 +818,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("normalize_and_project", "normalize_and_project needs a network with norm layers"),
         ({"use": "plasticity_injection", "layers": 4}, "4 layers are asked for, and a chain has 3"),
         ({"use": "redo", "name": "l2_er/x"}, "is not a name of letters"),
+        ({"use": "ewc", "critic": -1}, "critic: -1 is not a number of at least 0"),
     ],
 )
 def test_a_mistaken_method(refused: Any, method: Any, part: str) -> None:

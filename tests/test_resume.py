@@ -54,7 +54,7 @@ METHODS: dict[str, list[Any]] = {  # of every kind that remembers; intervals tha
     "ppo": [
         {"use": "l2_er", "every": 3, "samples": 40},
         {"use": "redo", "every": 7},
-        {"use": "replay", "batch": 16, "size": 90},
+        {"use": "clone", "batch": 16, "size": 90},
         {"use": "ewc", "samples": 8},
     ],
     "dqn": [

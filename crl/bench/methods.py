@@ -24,7 +24,10 @@ from crl.boundary import enter
 
 TASKS = ("MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0")
 NET = {"hidden": [64, 64]}
-NEEDED = {"normalize_and_project": {"net": {**NET, "norm": "layer"}}}  # what a method asks of the agent, on both sides
+NEEDED: dict[str, dict[str, Any]] = {  # what a method asks of the agent, on both sides
+    "normalize_and_project": {"net": {**NET, "norm": "layer"}},
+    "replay": {"use": "dqn"},  # PPO cannot learn again from old experience
+}
 NUMBERS = ("CartPole-v1", "CartPole-v1")  # for what does not go with categories
 OPTIMIZERS = ("muon", "trac")
 

@@ -157,7 +157,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
         {
             "plain": Arm(),
             "ewc": Arm([{"use": "ewc"}]),
-            "replay": Arm([{"use": "replay"}]),
+            "clone": Arm([{"use": "clone"}]),
             "lwf": Arm([{"use": "lwf", "strength": 0.1}]),
             "agem": Arm([{"use": "agem"}]),
         },

@@ -21,9 +21,11 @@ ARCHITECTURE = "architecture"
 class Progressive(Method):
     """A new column of layers for each new task, reading the earlier columns, which freeze (Rusu et al. 2016).
 
-    Goes with chains of linear layers and activations that act on each number alone. A column begins as the first did
-    (drawn from its first weights) and reads the others with zero. A task that comes again is answered by its own
-    column, of which only the last layer, which no other column reads, learns on.
+    Simplified: what is read of earlier columns is added by a linear layer (the paper's equation 1), not through the
+    adapters of its equation 2, and begins at zero instead of at random; otherwise a column begins as the first did
+    (drawn from its first weights). Goes with chains of linear layers and activations that act on each number alone. A
+    task that comes again is answered by its own column, of which only the last layer, which no other column reads,
+    learns on.
     """
 
     family = ARCHITECTURE

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from crl.checked import whole
-from crl.core import State, Visit, aside, derive, facing
+from crl.checked import number, whole
+from crl.core import Agent, CrlError, Rules, State, Task, Visit, aside, derive, facing
+from crl.methods.critic import refuse_without_critic, value_distance, values_of
 from crl.methods.method import Method, Term, own_pass
 
 MEMORY = "memory"
@@ -71,9 +72,14 @@ class Remembering(Method):
     (unless `fixed`). Where boundaries are not announced every row may be rehearsed, with the answers of its moment.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs", "remembers", "rehearse")
+    needs: ClassVar[tuple[str, ...]] = ("model", "optimizers", "minibatch", "outputs", "remembers")
     memory: ClassVar[tuple[str, ...]] = ("tasks",)
     fixed: ClassVar[bool] = False
+    critic: float = 0.0  # the weight of the distance of values
+
+    def accepts(self, agent: Agent) -> None:
+        """Only an actor-critic has a critic."""
+        refuse_without_critic(self.critic, agent)
 
     def remember(self, size: int, batch: int, every: int) -> None:
         """Set up: rows kept, rows rehearsed in a step, and steps between two looks at a minibatch."""
@@ -122,8 +128,7 @@ class Remembering(Method):
         """The mean loss of a batch of remembered rows; None while there are none."""
         if not len(self.reservoir):
             return None
-        rows, filled = self.reservoir.rows, len(self.reservoir)
-        known = torch.nonzero(rows["visit"][:filled] < max(self.visit, 1))[:, 0] if self.visit else torch.arange(filled)
+        rows, known = self.reservoir.rows, self.known()
         if not len(known):
             return None
         chosen = known[torch.randint(len(known), (self.batch,), generator=self.generator).to(known.device)]
@@ -138,15 +143,34 @@ class Remembering(Method):
             total = total + part * own.float().mean()
         return total
 
+    def known(self) -> Tensor:
+        """The rows that may be rehearsed: those of earlier visits, or all where no visit was announced."""
+        if not self.visit:
+            return torch.arange(len(self.reservoir))
+        return torch.nonzero(self.reservoir.rows["visit"][: len(self.reservoir)] < self.visit)[:, 0]
+
     @contextlib.contextmanager
     def _facing(self, task: str) -> Iterator[None]:
         with aside(0), facing(self.agent, Named(task)):  # type: ignore[arg-type]  # heads are faced by name
             yield
 
     def row_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The mean loss of rows."""
+        """The mean loss of rows: the agent's own or, for which old rewards say nothing, of answering otherwise."""
+        if not hasattr(self.agent, "rehearse"):
+            return self.cloned(batch)
         loss: Tensor = self.agent.rehearse(batch)
         return loss
+
+    def cloned(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss of answering otherwise than was answered then."""
+        outputs = self.agent.outputs(batch)
+        loss: Tensor = self.agent.distill(outputs, batch["outputs"])
+        return loss + self.critic * self.strayed(outputs, batch) if self.critic else loss
+
+    def strayed(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """How far values are from those of then, in variances of the returns that are held."""
+        returns = self.reservoir.rows["return"][: len(self.reservoir)]
+        return value_distance(self.agent, outputs, batch["outputs"], returns)
 
     def measures(self) -> dict[str, float]:
         """How many rows are held."""
@@ -168,19 +192,15 @@ class Remembering(Method):
         self._stepped, self._task = state["stepped"], state["task"]
 
 
-class Replay(Remembering, Term):
-    """Experience replay: rows of earlier visits from a reservoir join each step (Rolnick et al. 2019 for PPO).
-
-    What rehearsing means is the agent's own: a classifier learns its stored pairs again, DQN its stored transitions
-    with today's target network, and PPO, for which old gains say nothing, clones what it answered at the end of the
-    visit (the behaviour cloning of CLEAR, without its V-trace).
-    """
+class Rehearsal(Remembering, Term):
+    """A loss of remembered rows that joins each step."""
 
     family = MEMORY
 
-    def __init__(self, strength: float = 1.0, size: int = 2000, batch: int = 128, every: int = 8) -> None:
+    def __init__(self, strength: float, size: int, batch: int, every: int, critic: float = 0.0) -> None:
         super().__init__(strength)
         self.remember(size, batch, every)
+        self.critic = number("critic", critic, 0.0)
 
     def loss(self) -> Tensor | None:
         """Of a batch of remembered rows."""
@@ -193,32 +213,94 @@ class Replay(Remembering, Term):
             self.store()
 
 
-class DER(Replay):
-    """Dark experience replay: the squared distance to the very numbers answered when a row was seen (Buzzega 2020)."""
+class Replay(Rehearsal):
+    """Experience replay: rows of earlier visits join each step (Robins 1995; Chaudhry et al. 2019, arXiv 1902.10486).
+
+    What rehearsing means is the agent's own: a classifier learns its stored pairs again, DQN its stored transitions
+    with today's target network. To PPO old gains say nothing, so it is refused: `clone` holds what PPO answered.
+    """
+
+    def __init__(self, strength: float = 1.0, size: int = 2000, batch: int = 128, every: int = 8) -> None:
+        super().__init__(strength, size, batch, every)
+
+    def accepts(self, agent: Agent) -> None:
+        """What was stored must be worth learning again."""
+        if not hasattr(agent, "rehearse"):
+            name = type(agent).__name__
+            raise CrlError(f"replay needs an agent with `rehearse`, which {name} lacks; clone holds its old answers")
+
+
+class Clone(Rehearsal):
+    """Behavioural cloning of old answers: CLEAR without its V-trace (Rolnick et al. 2019, arXiv 1811.11682).
+
+    strength * (KL(then || now) of the policy + critic * squared distance of the values) on rows of earlier visits. The
+    defaults are the paper's weights, .01 and .005. Its rewards are clipped, ours may be hundreds, so the distance is
+    over the variance of the returns. The paper clones what was answered when a row was seen; here it is what was
+    answered at the end of the row's visit.
+    """
+
+    needs = (*Rehearsal.needs, "distill")
+
+    def __init__(
+        self, strength: float = 0.01, critic: float = 0.5, size: int = 2000, batch: int = 128, every: int = 8
+    ) -> None:
+        super().__init__(strength, size, batch, every, critic)
+
+    def accepts(self, agent: Agent) -> None:
+        """An agent without a critic has its answers cloned, and that is all."""
+        if not getattr(agent, "critic_columns", ()):
+            self.critic = 0.0
+
+    def row_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of answering otherwise."""
+        return self.cloned(batch)
+
+
+class DER(Rehearsal):
+    """Dark experience replay: the squared distance to the very numbers answered when a row was seen (Buzzega 2020).
+
+    The mean over numbers, and alpha .3, are as in the authors' code (Mammoth), and so are the rows: any that was ever
+    seen, of the present visit too. Without DER++'s term on the labels. Of an actor-critic the policy's numbers count.
+    """
 
     fixed = True
 
-    def __init__(self, strength: float = 0.3, size: int = 2000, batch: int = 128, every: int = 8) -> None:
-        super().__init__(strength, size, batch, every)
+    def __init__(
+        self, strength: float = 0.3, size: int = 2000, batch: int = 128, every: int = 8, critic: float = 0.0
+    ) -> None:
+        super().__init__(strength, size, batch, every, critic)
+
+    def known(self) -> Tensor:
+        """All: it was made for streams whose boundaries nobody tells."""
+        return torch.arange(len(self.reservoir))
 
     def row_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean over rows of the mean squared distance of their answers."""
         outputs: Tensor = self.agent.outputs(batch)
-        return (outputs - batch["outputs"]).square().mean()
+        loss = (outputs - batch["outputs"])[:, ~values_of(self.agent, outputs)].square().mean()
+        return loss + self.critic * self.strayed(outputs, batch) if self.critic else loss
 
 
 class AGEM(Remembering):
     """Averaged GEM: a gradient that would raise the rehearsal loss loses that part (Chaudhry et al. 2019).
 
-    g <- g - (g.r / r.r) r where g.r < 0, with r the gradient of the loss of remembered rows (what `replay` adds): what
-    is left is orthogonal to r. Acts on the whole gradient, after penalties and clipping.
+    g <- g - (g.r / r.r) r where g.r < 0, with r the gradient of the loss of remembered rows: what is left is orthogonal
+    to r. That loss is the agent's `rehearse`, or of PPO the KL to its old policy plus `critic` times the distance of
+    its values. Acts on the whole gradient, after penalties and clipping.
     """
 
     family = MEMORY
 
-    def __init__(self, size: int = 2000, batch: int = 128, every: int = 8) -> None:
+    def __init__(self, size: int = 2000, batch: int = 128, every: int = 8, critic: float = 0.0) -> None:
         super().__init__()
         self.remember(size, batch, every)
+        self.critic = number("critic", critic, 0.0)
+
+    def accepts(self, agent: Agent) -> None:
+        """Of something there must be a gradient."""
+        super().accepts(agent)
+        if not hasattr(agent, "rehearse") and not hasattr(agent, "distill"):
+            raise CrlError(f"agem needs an agent with `rehearse` or `distill`, and {type(agent).__name__} has neither")
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Project."""
@@ -279,7 +361,11 @@ class Taught(Term):
 
     def compared(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of answering otherwise than the teacher."""
-        loss: Tensor = self.agent.distill(self.agent.outputs(batch), self.taught(batch))
+        return self.distance(batch, self.agent.outputs(batch), self.taught(batch))
+
+    def distance(self, batch: Mapping[str, Tensor], outputs: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of a batch's answers beside the teacher's."""
+        loss: Tensor = self.agent.distill(outputs, teacher)
         return loss
 
     def apart(self) -> bool:
@@ -293,7 +379,7 @@ class Taught(Term):
         once = None if several else (self.agent.outputs(batch), self.taught(batch))
         for task in tasks:
             with aside(0), facing(self.agent, Named(task)):  # type: ignore[arg-type]
-                part = self.compared(batch) if once is None else self.agent.distill(*once)
+                part = self.compared(batch) if once is None else self.distance(batch, *once)
             total = part if total is None else total + part
         return total
 
@@ -301,15 +387,32 @@ class Taught(Term):
 class LwF(Taught):
     """Learning without forgetting: on today's inputs, answer as the agent of the visit's beginning (Li and Hoiem 2016).
 
-    The loss is the agent's own `distill`: a classifier's T^2 KL at temperature 2, the KL of PPO's policy and half the
-    value's squared error, half the squared error of DQN's values. With a head per task the earlier tasks' heads are
-    held so, and the new one is free.
+    The loss is the agent's own `distill`: a classifier's T^2 KL at temperature 2, the KL of PPO's policy, half the
+    squared error of DQN's values; and `critic` times the squared distance of an actor-critic's values over the variance
+    of the returns. It is made for outputs that belong to a task: with a head per task the earlier tasks' heads are held
+    so, and the new one is free. With one head for all it asks for the old answers to the inputs for which today's task
+    wants others, so learning and memory contradict each other; a warning says so.
     """
 
     family = MEMORY
 
-    def __init__(self, strength: float = 1.0) -> None:
+    def __init__(self, strength: float = 1.0, critic: float = 0.0) -> None:
         super().__init__(strength)
+        self.critic = number("critic", critic, 0.0)
+
+    def accepts(self, agent: Agent) -> None:
+        """Only an actor-critic has a critic."""
+        refuse_without_critic(self.critic, agent)
+
+    def warns(self, tasks: Sequence[Task], rules: Rules) -> str:
+        """Where all tasks share their outputs."""
+        apart = rules.head == "per_task" or all(getattr(task, "answers", ()) for task in tasks)
+        if apart or len(tasks) < 2 or not self.strength:
+            return ""
+        return (
+            "lwf with one head for all tasks holds today's inputs at yesterday's answers, against what is learned: "
+            "boundary.head: per_task, or tasks with classes of their own, keep the two apart"
+        )
 
     def loss(self) -> Tensor | None:
         """On the minibatch."""
@@ -317,3 +420,10 @@ class LwF(Taught):
             return None
         minibatch = self.agent.minibatch
         return self.on_each(minibatch, self.earlier) if self.apart() else self.compared(minibatch)
+
+    def distance(self, batch: Mapping[str, Tensor], outputs: Tensor, teacher: Tensor) -> Tensor:
+        """With that of the values."""
+        loss = super().distance(batch, outputs, teacher)
+        if not self.critic:
+            return loss
+        return loss + self.critic * value_distance(self.agent, outputs, teacher, batch["return"])

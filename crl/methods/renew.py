@@ -18,7 +18,12 @@ STRUCTURAL = ("progressive", "packnet")  # methods that own weights for good
 
 
 class ShrinkPerturb(FromFirst):
-    """w <- keep * w + noise * a draw from the first weights, at each new visit or every step (Ash and Adams 2020)."""
+    """w <- keep * w + noise * a draw from the first weights, at each new visit or every step (Ash and Adams 2020).
+
+    .4 and .1 are the defaults of the authors' code (github.com/JordanAsh/warm_start, run.py), where they act each time
+    that new data arrive. Its noise is a newly initialised network; here each number is drawn from its parameter's first
+    ones, which are a sample of the same distribution. With `every: step` keep is to be near 1 (.999, say).
+    """
 
     family = RENEWAL
     excludes: ClassVar[tuple[str, ...]] = STRUCTURAL

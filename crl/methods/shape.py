@@ -125,7 +125,8 @@ class Spectral(Penalty):
     """strength * (s^2 - 1)^2 of each matrix's largest singular value s, |b|^2, |gain - 1|^2 (arXiv 2406.06811).
 
     Lewandowski et al. 2024, with k = 2; b are biases, gains are norm layers'; s is found by one step of power iteration
-    that goes on from the last.
+    that goes on from the last. The squares of biases and gains are those of the code of arXiv 2509.22335 (lop-jax); by
+    the first paper's rule, (|b|^k)^2, a bias's would be |b|^4, which hardly holds what is small.
     """
 
     family = WEIGHTS
@@ -289,12 +290,16 @@ class WeightClip(Limit):
 
 
 class NormalizeAndProject(Limit):
-    """Every weight matrix scaled back to the norm it began with after each step, with layer norm (arXiv 2407.01800).
+    """Hidden weights scaled back to the norms they began with after each step (Lyle et al. 2024, arXiv 2407.01800).
 
-    Source: Lyle et al. 2024. Layer norm is a network argument: `agent: {net: {norm: layer}}`.
+    Goes with layer norm, which is a network argument: `agent: {net: {norm: layer}}`. A layer that a norm follows says
+    the same at any scale, which is why its scale may be fixed. What answers has no norm after it, so its scale is
+    learned: PPO's policy begins with a hundredth of the usual one, and pinned there could not come to prefer any
+    action. Gains and offsets of norms are learned freely.
     """
 
     family = WEIGHTS
+    needs = ("model", "optimizers", "chains")
     memory: ClassVar[tuple[str, ...]] = ("norms",)
 
     def __init__(self) -> None:
@@ -308,13 +313,21 @@ class NormalizeAndProject(Limit):
             raise CrlError(
                 "normalize_and_project needs a network with norm layers: --set agent.net.norm=layer puts them in"
             )
+        if chains_of(agent) is None:
+            raise CrlError(
+                "normalize_and_project leaves the last layer alone: the network's `chains` must say which it is"
+            )
 
     def find_parameters(self) -> None:
         """New ones keep the norm that they come with."""
         super().find_parameters()
         for name, parameter in self.parameters.items():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and not name.startswith(self.answering()):
                 self.norms.setdefault(name, float(parameter.detach().norm()))
+
+    def answering(self) -> tuple[str, ...]:
+        """How the names of the last layers' parameters begin."""
+        return tuple(f"{made[-1]}." for made in layers_of(self.agent))
 
     def put_back(self, name: str, parameter: nn.Parameter) -> float:
         """Scale."""
@@ -327,8 +340,14 @@ class NormalizeAndProject(Limit):
 def hidden_weights(agent: Any) -> set[str]:
     """The names of the weights of all but the last layer of each chain."""
     part = agent.model.get_submodule
+    return {f"{name}.weight" for made in layers_of(agent) for name in made[:-1] if weighted(part(name))}
+
+
+def layers_of(agent: Any) -> list[list[str]]:
+    """The layers of weights of each chain, by name and in order; the last of them answers."""
+    part = agent.model.get_submodule
     made = [[n for n in chain if any(map(weighted, part(n).modules()))] for chain in chains_of(agent) or []]
-    return {f"{name}.weight" for chain in made for name in chain[:-1] if weighted(part(name))}
+    return [names for names in made if names]
 
 
 def first_direction(weight: Tensor, generator: torch.Generator) -> Tensor:
