@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from agents.clipped import crowded_out
 from agents.sb3 import SB3Agent
 from crl.core import Array, Experience, Interface, State, Visit
 
@@ -22,6 +23,7 @@ class OnPolicy(SB3Agent):
         self.stride: int = self.algo.n_steps
         self._starts = np.ones(interface.envs, dtype=bool)
         self._last: Experience | None = None
+        self.remark: str | None = None  # one line about the first rollout, empty where there is nothing to say
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """Sample from the policy; the note is what the rollout buffer will want to know of it."""
@@ -75,6 +77,9 @@ class OnPolicy(SB3Agent):
             values = self.algo.policy.predict_values(following)
         buffer.compute_returns_and_advantage(last_values=values, dones=self._starts)
         self._progress()
+        if self.remark is None:
+            scaled = self.normalizer is not None and self.normalizer.reward
+            self.remark = "" if scaled else crowded_out(self.algo)
         numbers = self._learn()
         buffer.reset()
         return numbers

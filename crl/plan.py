@@ -30,6 +30,8 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         lines.append(f"  {visit.index:>3}. {visit.task.name}{said}")
     rules = ", ".join(f"{name} {value}" for name, value in experiment.plain()["boundary"].items())
     observation = str(plan.interface.observation)
+    clock = _clock(_estimate(plan))
+    remark = getattr(plan.agent, "remark", None)  # about the rollout that the estimate has just learned from
     lines += [
         f"seen      {observation if len(observation) < 90 else _short(plan.interface.observation)}",
         f"answered  {plan.interface.action}",
@@ -39,8 +41,8 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"told      {_told(plan)}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
-        f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
-        *(f"warning   {said}" for said in plan.warnings),
+        f"time      about {clock} here, measured on a throw-away agent; monitors come on top",
+        *(f"warning   {said}" for said in [*plan.warnings, *([remark] if remark else [])]),
     ]
     return "\n".join(lines)
 

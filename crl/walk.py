@@ -101,6 +101,7 @@ class Walk:
                 self._log(numbers, visit.index, visit.task.name)
                 self._refuse_nan(tick.numbers, visit)
                 self.terminal.numbers(numbers)
+            self._say_once(getattr(self.agent, "remark", None))
             score = tick.numbers.get(f"train/{self.plan.measure}")
             self.terminal.progress(tick.steps, score)
             self._detect(visit, score)
@@ -157,13 +158,15 @@ class Walk:
                     self._log({key: value}, visit.index, visit.task.name, phase)
             if problem:
                 self._log({name: math.nan}, visit.index, visit.task.name, phase, note=problem)
-                said = f"monitor {name}: {problem}"
-                if said not in self.told:
-                    self.terminal.note(said)
-                self.told.add(said)
+                self._say_once(f"monitor {name}: {problem}")
             if found or problem:
                 cost = {f"time/monitor/{name}": time.perf_counter() - began}
                 self._log(cost, visit.index, visit.task.name, phase)
+
+    def _say_once(self, text: str | None) -> None:
+        if text and text not in self.told:
+            self.terminal.note(text)
+            self.told.add(text)
 
     def _evaluate(self, visit: int, phase: str) -> list[float]:
         evaluation = self.experiment.evaluation
