@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from crl.core import CrlError
 
 STUDIES = (
+    "critic_scale",
     "plasticity",
     "forgetting",
     "split_mnist",

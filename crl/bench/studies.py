@@ -20,6 +20,12 @@ INSIDE_ANT = {
     "erank_critic": "erank/critic/hidden-1/effective_rank",
     "hessian": "hessian/actor/epsilon_rank_0.001",
 }
+INSIDE_POLE = {
+    "hessian_rank": "hessian/actor/epsilon_rank_0.001",
+    "hessian_low": "hessian/actor/epsilon_rank_0.001/low",
+    "hessian_high": "hessian/actor/epsilon_rank_0.001/high",
+    "hessian_erank": "hessian/actor/effective_rank",
+}
 EARLY, LATE = slice(5, 15), slice(-10, None)  # tasks of Permuted MNIST: after the first few, and the last
 
 
@@ -28,6 +34,16 @@ def plasticity(run: Run) -> dict[str, float]:
     areas = [area.value for area in visit_areas(run)]
     numbers = {"first": float(np.mean(areas[:2])), "last": float(np.mean(areas[-LAST:]))}
     numbers |= {"dead": _late(run, "dormant/actor/dead"), "erank": _late(run, "erank/actor/last/effective_rank")}
+    for short, name in INSIDE_POLE.items():
+        seen = [float(r.value) for r in run.records if r.name == name and r.phase == "init"]  # type: ignore[arg-type]
+        if seen:
+            numbers |= {f"{short}_early": float(np.mean(seen[1:3])), f"{short}_late": float(np.mean(seen[-LAST:]))}
+            numbers |= {f"{short}_{i}": value for i, value in enumerate(seen, start=1)}
+    begin = [next((r for r in run.records if r.visit == i and r.name == "losses/entropy_loss"), None)
+             for i in range(1, len(areas) + 1)]  # fmt: skip
+    sure = [-float(r.value) for r in begin if r is not None]  # type: ignore[arg-type]
+    if sure:
+        numbers["entropy_late"] = float(np.mean(sure[-LAST:]))
     fresh = [r.value for r in run.records if r.name == "metrics/fresh_area"]
     visits = {f"visit_{i}": area for i, area in enumerate(areas, start=1)}
     return {**numbers, **({"fresh": float(np.mean(fresh))} if fresh else {}), **visits}
@@ -132,16 +148,18 @@ CONTROLS = {
     "ER": Arm(REPLAY),
 }
 
-# Strengths of the first two were chosen among two or three each on seed 100; all else is the config's.
+# Strengths of `forgetting` were chosen among two or three each on seed 100; those of `plasticity`, of an earlier sequence,
+# are as they were.
 STUDIES: dict[str, Callable[[], Study]] = {
     "plasticity": lambda: Study(
         "plasticity",
         {
-            "plain": Arm(changes={"baseline": "fresh"}),
+            "plain": Arm(),
             "reset": Arm([{"use": "reset"}]),
+            "new output layers": Arm(changes={"boundary.head": "per_task"}),
+            "five times the entropy": Arm(changes={"agent.ent_coef": 0.05}),
             "l2": Arm([{"use": "l2", "strength": 1e-3}]),
-            "erank": Arm([{"use": "erank", "lr": 1e-2}]),
-            "l2_er": Arm([{"use": "l2_er", "l2": 1e-4, "lr": 1e-2}]),
+            "l2_er": Arm([{"use": "l2_er", "l2": 1e-4, "lr": 1e-2, "every": 5, "samples": 500}]),
             "l2_init": Arm([{"use": "l2_init", "strength": 1e-3}]),
             "shrink_perturb": Arm([{"use": "shrink_perturb", "keep": 0.4, "noise": 0.6}]),
             "redo": Arm([{"use": "redo", "every": 100}]),
@@ -149,8 +167,22 @@ STUDIES: dict[str, Callable[[], Study]] = {
             "LayerNorm": Arm(changes={"agent.net.norm": "layer"}),
         },
         plasticity,
+        (
+            *RETURNS,
+            *INSIDE,
+            Column("hessian_rank_late", "Hessian's rank at 1e-3, actor", 2, SHARE),
+            Column("hessian_erank_early", "its effective rank, visits 2 and 3", 1, (0.0, math.inf)),
+            Column("hessian_erank_late", f"its effective rank, last {LAST}", 1, (0.0, math.inf)),
+            Column("entropy_late", f"policy's entropy, first update of the last {LAST}", 2, (0.0, math.log(2))),
+        ),
+        differences=(("reset", "plain"), ("new output layers", "plain")),
+    ),
+    "critic_scale": lambda: Study(
+        "critic_scale",
+        {"rewards as they are": Arm(), "normalised": Arm(changes={"agent.normalize.reward": True})},
+        plasticity,
         (*RETURNS, *INSIDE),
-        alone=("a new agent for each task, once", "fresh"),
+        changes=ONE,
     ),
     "forgetting": lambda: Study(
         "forgetting",
@@ -168,6 +200,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
             Column("after_exchanged", "the second, right after its visit", 0, POLE),
             Column("end_exchanged", "the second, at the end", 0, POLE),
         ),
+        changes=ONE,
     ),
     "split_mnist": lambda: Study(
         "split_mnist",
