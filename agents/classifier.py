@@ -14,6 +14,7 @@ from agents import nets
 from agents.direct import Direct, only
 from agents.layers import Heads
 from agents.optimizers import make
+from crl.checked import number
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015; Li and Hoiem 2016)
@@ -50,7 +51,7 @@ class Classifier:
         self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizers = [make(optimizer, self._model.parameters(), _rate(learning_rate))]
+        self.optimizers = [make(optimizer, self._model.parameters(), number("agent.learning_rate", learning_rate, 0.0))]
         self.decay = 0.0
         self.announced = True
         self.heads: list[str] = []  # the tasks that have one, where heads are per task
@@ -315,12 +316,6 @@ class Classifier:
         self.met, self.before = list(state["met"]), list(state["before"])
         self._answers = state["answers"].to(self.device) if state["answers"] is not None else None
         self._seen, self._length = state["progress"]
-
-
-def _rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise CrlError(f"agent.learning_rate: {value!r} is not a number of at least 0")
-    return float(value)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from torch import nn
 from agents.given import Spaces, remember_replays, remember_rollouts
 from agents.layers import INITS, Heads, Shape
 from agents.normalize import Normalizer
-from agents.options import check_options, known, line, policy_kwargs
+from agents.options import check_options, known, line, policy_kwargs, with_classes
+from crl.checked import truth
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 COUNTERS = (
@@ -58,6 +59,7 @@ class SB3Agent:
         self.interface = interface
         settings = {**self.defaults, **options}
         check_options(self.algorithm, settings)
+        settings = with_classes(settings)
         shape = {**policy_kwargs(interface, net or {}, optimizer or {}), **settings.pop("policy_kwargs", {})}
         self._remember_batches(settings)
         for name in ("learning_rate", "clip_range"):
@@ -267,6 +269,8 @@ class SB3Agent:
 
     def _normalizer(self, wanted: Mapping[str, bool]) -> Normalizer | None:
         known("agent.normalize", wanted, ("observation", "reward"))
+        for name, value in wanted.items():
+            truth(f"agent.normalize.{name}", value)
         if not any(wanted.values()):
             return None
         if wanted.get("observation") and isinstance(self.interface.observation, spaces.MultiDiscrete):

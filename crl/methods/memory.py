@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from crl.checked import whole
-from crl.core import State, Visit, aside, derive, facing
+from crl.core import Agent, CrlError, State, Visit, aside, derive, facing
+from crl.linalg.memory import available
 from crl.methods.method import Method, Term, own_pass
 
 MEMORY = "memory"
@@ -77,10 +79,20 @@ class Remembering(Method):
 
     def remember(self, size: int, batch: int, every: int) -> None:
         """Set up: rows kept, rows rehearsed in a step, and steps between two looks at a minibatch."""
-        self.reservoir = Reservoir(whole("size", size), {})
-        self.batch, self.every = whole("batch", batch), whole("every", every)
+        self.reservoir = Reservoir(whole("size", size, 1, 10**8), {})
+        self.batch, self.every = whole("batch", batch, 1, 10**7), whole("every", every)
         self.tasks: list[str] = []
         self._stepped = 0
+
+    def accepts(self, agent: Agent) -> None:
+        """What is to be kept and rehearsed must fit into memory: of each row what is seen, at least."""
+        super().accepts(agent)
+        seen = getattr(getattr(agent, "interface", None), "observation", None)
+        free = available(torch.device("cpu"))
+        for name, rows in (("size", self.reservoir.size), ("batch", self.batch)):
+            need = rows * 4 * math.prod(getattr(seen, "shape", None) or ())
+            if free is not None and need > free:
+                raise CrlError(f"{name}: {rows:,} rows take {need / 2**30:.2g} GiB, and {free / 2**30:.2g} are free")
 
     def enter(self, visit: Visit) -> None:
         """Rows from now on are this visit's."""

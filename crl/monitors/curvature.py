@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crl.checked import truth, whole
+from crl.checked import number, truth, whole
 from crl.core import CrlError
 from crl.linalg import (
     CurvatureError,
@@ -58,14 +58,14 @@ class Hessian(Look):
         **look: Any,
     ) -> None:
         super().__init__(at=at, **look)
-        whole("probes", probes, 1)
-        whole("steps", steps, 2)
+        whole("probes", probes, 1, 10_000)
+        whole("steps", steps, 2, 100_000)
         if chunk is not None:
             whole("chunk", chunk, 1)
         if not isinstance(of, str | list | tuple):
             raise CrlError(f"of: {of!r} is not a list of networks and layers")
-        if rho is not None and (isinstance(rho, bool) or not isinstance(rho, int | float)):
-            raise CrlError(f"rho: {rho!r} is not a number")
+        if rho is not None:
+            number("rho", rho, 0.0)
         self.probes, self.steps, self.chunk, self.fewer = probes, steps, chunk, truth("fewer", fewer)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
@@ -253,6 +253,6 @@ def _apart(operator: Operator, problem: Problem, parts: Mapping[str, Mapping[str
 
 def _shares(name: str, values: Sequence[float]) -> tuple[float, ...]:
     found = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if not found or any(isinstance(v, bool) or not isinstance(v, int | float) or v < 0 for v in found):
+    if not found:
         raise CrlError(f"{name}: {values!r} is not a list of numbers of at least 0")
-    return found  # type: ignore[return-value]
+    return tuple(number(name, value, 0.0) for value in found)

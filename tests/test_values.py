@@ -1,0 +1,170 @@
+"""What a config may say: numbers in their ranges, names that name something, and no mistake that costs time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import crl
+from crl import build, config, plan
+from crl.core import CrlError
+from crl.store import RunFolder
+
+NAN, INF = float("nan"), float("inf")
+CARTPOLE = {"env": "CartPole-v1", "steps": 64}
+SMALL = {"use": "ppo", "n_steps": 16, "batch_size": 16}
+PARTS: dict[str, Any] = {"engine": {"envs": 2}, "evaluation": {"episodes": 1}, "agent": SMALL, "monitors": []}
+STREAM: dict[str, Any] = {"data": "tests.tiny_images.tiny", "tasks": 3, "batch": 8}
+
+
+def said(*changes: tuple[str, Any], **parts: Any) -> str:
+    """Why a config is refused, in one line."""
+    with pytest.raises(CrlError) as error:
+        build.build(config.read({"tasks": [CARTPOLE], **PARTS, **parts}, changes))
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+    return str(error.value)
+
+
+def said_of_a_stream(*changes: tuple[str, Any], **parts: Any) -> str:
+    learner = {"use": "classifier", "net": {"hidden": [4]}}
+    return said(*changes, **{"tasks": [], "stream": STREAM, "threads": 1, "agent": learner, **parts})
+
+
+# YAML.
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+BOMB += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+MERGED = "a0: &a0 {x: 1}\n"
+MERGED += "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGED], ids=["lists", "merged"])
+def test_aliases_do_not_multiply(text: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(CrlError, match="not valid YAML: more than 1,000,000 values"):
+        config.parse_yaml(text, "c.yaml")
+    assert time.perf_counter() - began < 1
+
+
+def test_aliases_are_still_of_use() -> None:
+    assert config.parse_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n", "c.yaml")["c"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!bool maybe", "!!map x", "!!map [1]", "!!int ''", "!!timestamp x", "!!null {a: b}", "!!set x", "!!omap {a: b}"],
+)
+def test_a_tag_on_another_node(value: str) -> None:
+    with pytest.raises(CrlError, match=r"^c.yaml, line 1, column 4: not valid YAML: "):
+        config.parse_yaml(f"a: {value}\n", "c.yaml")
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("agent.n_epochs", 10**30, "agent.n_epochs: 1000000000000000000000000000000 is too large"),
+        ("agent.gamma", 5, "agent.gamma: 5 is too large; the most is 1"),
+        ("agent.gamma", -1, "agent.gamma: -1 is too small; the least is 0"),
+        ("agent.clip_range", 1e12, "agent.clip_range: 1000000000000.0 is too large; the most is 10"),
+        ("agent.clip_range", {"from": 1e12, "to": 0}, "agent.clip_range: 1000000000000.0 is too large"),
+        ("agent.clip_range_vf", 1e300, "agent.clip_range_vf: 1e+300 is too large"),
+        ("agent.clip_range_vf", "x", "agent.clip_range_vf: 'x' is not a number"),
+        ("agent.vf_coef", 1e300, "agent.vf_coef: 1e+300 is too large"),
+        ("agent.target_kl", NAN, "agent.target_kl: nan is not a finite number"),
+        ("agent.learning_rate", INF, "agent.learning_rate: inf is not a finite number"),
+        ("agent.normalize_advantage", "no", "agent.normalize_advantage: 'no' is not true or false"),
+        ("agent.normalize", {"reward": 1}, "agent.normalize.reward: 1 is not true or false"),
+        ("agent.net.hidden", [0], "agent.net.hidden: 0 is not a whole number of at least 1"),
+        ("agent.net.hidden", [2.5], "agent.net.hidden: 2.5 is not a whole number of at least 1"),
+        ("agent.net.hidden", ["64"], "agent.net.hidden: '64' is not a whole number of at least 1"),
+        ("agent.net.hidden", 64, "agent.net.hidden: 64 is not a list of whole numbers"),
+        ("agent.optimizer", {"use": "sgd", "weight_decay": 1e300}, "agent.optimizer.weight_decay: 1e+300 is too large"),
+        ("tasks.0.steps", 1e99, "tasks.0.steps: 99999999999999"),
+        ("tasks.0.steps", 10**200, "tasks.0.steps: a whole number of more than"),
+        ("evaluation.episodes", 10**9, "evaluation.episodes: 1000000000 is too large"),
+        ("tasks.0.change", {"gravity": {"uniform": [-1e308, 1e308], "count": 2}}, "tasks.0.change.gravity.uniform.0: -1e+308 is too large"),
+        ("tasks.0.change", {"gravity": {"uniform": [-1e38, 1e38], "count": 2}}, "expected [LEAST, MOST], not "),
+        ("tasks.0.change", {"gravity": [INF]}, "tasks.0.change.gravity.0: inf is not a finite number"),
+        ("tasks.0.change", {"masscart": [0]}, "tasks.0: change: masscart: 0 is not above 0"),
+        ("tasks.0.change", {"tau": [-1]}, "tasks.0: change: tau: -1 is not above 0"),
+        ("monitors", [{"use": "hessian", "eps": INF}], "monitors.0.eps: inf is not a finite number"),
+        ("monitors", [{"use": "hessian", "eps": 1e20}], "monitors.0: eps: 1e+20 is not a number from 0 to 1e+12"),
+        ("monitors", [{"use": "hessian", "steps": 10**12}], "monitors.0: steps: 1000000000000 is too large"),
+        ("methods", [{"use": "l2", "strength": 1e300}], "methods.0.strength: 1e+300 is too large"),
+        ("methods", [{"use": "l2", "strength": 1e30}], "methods.0: strength: 1e+30 is not a number from 0 to 1e+12"),
+        ("methods", [{"use": "replay", "size": 10**12}], "methods.0: size: 1000000000000 is too large"),
+        ("methods", [{"use": "der", "batch": 10**12}], "methods.0: batch: 1000000000000 is too large"),
+        ("methods", [{"use": "plasticity_injection", "visit": 99}], "methods.0.visit: plasticity_injection waits for"),
+        ("methods", [{"use": "plasticity_injection", "visit": 1}], "methods.0: visit: 1 is the first"),
+    ],
+)
+def test_a_number_out_of_its_range(place: str, value: Any, why: str) -> None:
+    tasks = [CARTPOLE, {**CARTPOLE, "env": "Acrobot-v1"}] if "plasticity" in why else [CARTPOLE]
+    assert why in said((place, value), tasks=tasks)
+
+
+def test_what_is_kept_must_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crl.methods.memory.available", lambda device: 2**20)
+    assert "methods.0: size: 1,000,000 rows take 0.015 GiB" in said(methods=[{"use": "replay", "size": 10**6}])
+    assert "methods.0: batch: 1,000,000 rows take" in said(methods=[{"use": "agem", "batch": 10**6}])
+
+
+def test_the_time_limit_of_minigrid() -> None:
+    task = {"env": "MiniGrid-Empty-5x5-v0", "steps": 64, "kwargs": {"max_steps": -3}}
+    assert "tasks.0: kwargs.max_steps: -3 is not a whole number of at least 1" in said(tasks=[task])
+
+
+def test_somebody_elses_class_may_take_infinity() -> None:
+    experiment = config.read({"tasks": [CARTPOLE], "monitors": [{"use": "my.Monitor", "bound": INF}]})
+    assert experiment.monitors[0]["bound"] == INF
+    with pytest.raises(CrlError, match=r"monitors.0.bound: inf is not"):
+        config.read({"tasks": [CARTPOLE], "monitors": [{"use": "norms", "bound": INF}]})
+
+
+# Names, and what is empty.
+
+
+@pytest.mark.parametrize("part", ["methods", "monitors"])
+@pytest.mark.parametrize("name", ["", 0, [], "..", ".", "a/b", "a" * 61])
+def test_a_part_has_a_name(part: str, name: Any) -> None:
+    use = {"methods": "l2", "monitors": "norms"}[part]
+    assert f"{part}.0.name: {name!r}"[:60] in said((part, [{"use": use, "name": name}]))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("agent", [], "agent: expected a name or a mapping with `use:`, not a list"),
+        ("agent", "", "agent: unknown ''"),
+        ("methods", 0, "methods: expected a list, not a number"),
+        ("monitors", {}, "monitors: expected a list, not a mapping"),
+        ("stream", [], "stream: expected a name or a mapping with `use:`, not a list"),
+        ("name", 0, "name: expected text, not a number (0)"),
+    ],
+)
+def test_what_is_empty_is_not_the_default(place: str, value: Any, why: str) -> None:
+    assert why in said((place, value))
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "é" * 61])
+def test_a_tasks_name_names_files(name: str) -> None:
+    assert "tasks.0.name: " in (why := said(("tasks.0.name", name))) and "is too long; the most is 120" in why
+
+
+def test_a_tasks_name_in_the_matrix(tmp_path: Path) -> None:
+    """The table is read back by Python's own reader and by ours, whatever is in a name."""
+    names = ['a"b', "a,b", "a/b", "a;'b", " "]
+    folder = RunFolder(tmp_path)
+    folder.write_matrix(names, [[0.5] * 5, [NAN] * 5])
+    text = (tmp_path / "matrix.csv").read_bytes().decode("utf-8")
+    assert next(csv.reader(io.StringIO(text)))[1:] == names == folder.read_matrix()[0]
