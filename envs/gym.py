@@ -236,33 +236,33 @@ class GymTask:
         env.close()
         return pictures
 
-    def speed(self, seconds: float = 0.3) -> float:
-        """Environment steps per second with random actions, measured now."""
-        if self.engine == "envpool":
-            return self._pooled_speed(seconds)
-        env = self.make()
-        env.reset(seed=0)
-        env.action_space.seed(0)
-        count, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            count += 1
-            if terminated or truncated:
-                env.reset()
-        env.close()
-        return count / (time.perf_counter() - begin)
+    @property
+    def alike(self) -> Any:
+        """What it has in common with the tasks that take as long: all but its settings."""
+        return repr((self.make.env, self.make.kwargs, self.make.wrappers))
 
-    def _pooled_speed(self, seconds: float) -> float:
-        engine = self._copies(self.interface.envs, 0)
+    def pace(self, seconds: float = 0.3) -> tuple[float, float]:
+        """(seconds a step, steps an episode) of random actions, measured now."""
+        copies = self.interface.envs if self.engine == "envpool" else 1
+        engine = self._copies(copies, 0)
+        space = batch_space((self.shared or self.interface).action, copies)
         engine.reset()
-        space = batch_space(self.interface.action, engine.copies)
         space.seed(0)
-        count, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            engine.step(np.asarray(space.sample()))
-            count += engine.copies
+        count, ends, begin = 0, 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds or not count:
+            step = engine.step(np.asarray(space.sample()))
+            count += copies
+            ends += int((step.terminated | step.truncated).sum())
+        spent = time.perf_counter() - begin
         engine.close()
-        return count / (time.perf_counter() - begin)
+        return spent / count, count / ends if ends else self._limit(count)
+
+    def _limit(self, longest: int) -> float:
+        """How long an episode may be, where random actions end none: its limit, if it has one."""
+        env = self.make.alone()
+        env.close()
+        steps = getattr(env.unwrapped, "max_steps", None) or (env.spec.max_episode_steps if env.spec else None)
+        return float(steps or longest)
 
     # State: nothing between visits, unless the environment goes on; all of the visit in the middle of one.
 

@@ -8,12 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-import crl
-from crl import build, config, plan
+from crl import build, config
 from crl.core import CrlError
 from crl.store import RunFolder
 
@@ -92,7 +89,11 @@ def test_a_tag_on_another_node(value: str) -> None:
         ("tasks.0.steps", 1e99, "tasks.0.steps: 99999999999999"),
         ("tasks.0.steps", 10**200, "tasks.0.steps: a whole number of more than"),
         ("evaluation.episodes", 10**9, "evaluation.episodes: 1000000000 is too large"),
-        ("tasks.0.change", {"gravity": {"uniform": [-1e308, 1e308], "count": 2}}, "tasks.0.change.gravity.uniform.0: -1e+308 is too large"),
+        (
+            "tasks.0.change",
+            {"gravity": {"uniform": [-1e308, 1e308], "count": 2}},
+            "tasks.0.change.gravity.uniform.0: -1e+308 is too large",
+        ),
         ("tasks.0.change", {"gravity": {"uniform": [-1e38, 1e38], "count": 2}}, "expected [LEAST, MOST], not "),
         ("tasks.0.change", {"gravity": [INF]}, "tasks.0.change.gravity.0: inf is not a finite number"),
         ("tasks.0.change", {"masscart": [0]}, "tasks.0: change: masscart: 0 is not above 0"),

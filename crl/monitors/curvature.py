@@ -7,6 +7,7 @@ steps, `/error` its standard error over probe vectors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,6 +70,17 @@ class Hessian(Look):
         self.probes, self.steps, self.chunk, self.fewer = probes, steps, chunk, truth("fewer", fewer)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
+
+    @property
+    def products(self) -> int:
+        """How many products with the matrix a look takes, at most."""
+        return self.probes * self.steps
+
+    def shortened(self, steps: int) -> Hessian:
+        """A monitor that takes no more than so many, by which a look's time is estimated."""
+        short = copy.copy(self)
+        short.probes, short.steps = 1, min(self.steps, steps)
+        return short
 
     def look(self, view: View) -> Mapping[str, Any]:
         """`<network>`, its spectrum, and `<network>/<number>` for each number of it."""

@@ -21,6 +21,7 @@ class Drift(Look):
     """
 
     needs = READ
+    compares = True
 
     def __init__(self, **look: Any) -> None:
         super().__init__(**look)
@@ -75,6 +76,7 @@ class Churn(Look):
     """
 
     needs = (*Look.needs, "divergence")
+    compares = True
 
     def __init__(self, *, samples: int = 512) -> None:
         super().__init__(samples=samples)

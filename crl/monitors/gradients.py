@@ -56,6 +56,8 @@ class Conflict(Look):
     the parameters that both tasks have. Cost: a backward pass a task.
     """
 
+    compares = True
+
     def __init__(self, *, minibatches: int = 8, **look: Any) -> None:
         super().__init__(**look)
         whole("minibatches", minibatches, 1)
