@@ -78,6 +78,8 @@ class Classifier:
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """The likeliest class, or one drawn from the answer."""
+        if len(obs.shape) != 1 + len(self.interface.observation.shape or ()):
+            raise CrlError(f"act() takes a batch of observations; of one of shape {(*obs.shape,)} make it: obs[None]")
         with torch.no_grad(), _evaluating(self.model):
             logits = only(self.model(self._inputs(obs)), self._answers)
         chosen = logits.argmax(1) if greedy else torch.multinomial(logits.softmax(1), 1)[:, 0]

@@ -286,6 +286,11 @@ class SB3Agent:
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.as_tensor(values, device=self.algo.device)
 
+    def _check_batch(self, obs: Array) -> None:
+        """One observation alone has no row for its answer to stand in."""
+        if np.ndim(obs) != 1 + len(self.interface.observation.shape or ()):
+            raise CrlError(f"act() takes a batch of observations; of one of shape {np.shape(obs)} make it: obs[None]")
+
     def _seen(self, obs: Array) -> Array:
         return obs if self.normalizer is None else self.normalizer.normalize_obs(obs)
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from crl.changing import spread
 from crl.checked import shown
 from crl.config import Experiment, in_words, nearest, parse
-from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, seed_streams
+from crl.core import Agent, CrlError, Interface, Task, Visit, brief, derive, has_part, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
 
 COMMON = ("batch", "epochs", "samples", "augment", "joint", "only")  # what every stream takes
@@ -184,15 +184,6 @@ def build_methods(experiment: Experiment, agent: Any) -> dict[str, Any]:
         if hasattr(method, "reseed"):
             method.reseed(derive(experiment.seed, METHOD, i))
     return methods
-
-
-def has_part(agent: Any, part: str) -> bool:
-    """Whether an agent has an optional part; chains may be read off its model, and one optimizer will do."""
-    if part == "chains":
-        return hasattr(agent, "chains") or isinstance(getattr(agent, "model", None), torch.nn.Sequential)
-    if part == "optimizers":
-        return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
-    return hasattr(type(agent), part) or hasattr(agent, part)
 
 
 def _check_rules(experiment: Experiment, agent: Any) -> None:

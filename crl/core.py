@@ -401,6 +401,15 @@ def facing(agent: Agent, task: Task) -> Iterator[None]:
         yield
 
 
+def has_part(agent: Any, part: str) -> bool:
+    """Whether an agent has an optional part; chains may be read off its model, and one optimizer will do."""
+    if part == "chains":
+        return hasattr(agent, "chains") or isinstance(getattr(agent, "model", None), torch.nn.Sequential)
+    if part == "optimizers":
+        return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
+    return hasattr(type(agent), part) or hasattr(agent, part)
+
+
 def optimizers_of(agent: Any) -> list[torch.optim.Optimizer]:
     """Whatever steps an agent's model: its `optimizers`, or its one `optimizer`."""
     several = getattr(agent, "optimizers", None)

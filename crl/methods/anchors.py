@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.checked import number, whole
-from crl.core import State, Visit, aside, derive, facing
+from crl.core import State, Visit, aside, derive, facing, optimizers_of
 from crl.methods.method import Penalty, own_pass, plainly
 
 MEMORY = "memory"
@@ -19,7 +19,8 @@ SAMPLE = 5  # the name of a random stream
 class Anchored(Penalty):
     """strength / 2 * sum over anchors of importance * (w - anchor)^2: subclasses say what is important.
 
-    An anchor is set at the end of each visit; a task that comes again moves its own.
+    An anchor is set at the end of each visit; a task that comes again moves its own. No weight is pulled harder than
+    what carries it back in one step of its learning rate: beyond that plain gradient descent would diverge.
     """
 
     family = MEMORY
@@ -33,6 +34,8 @@ class Anchored(Penalty):
         self.samples = whole("samples", samples)
         self.anchors: dict[str, dict[str, Any]] = {}  # by task: importance and values of each parameter
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of importance, and of importance times anchor
+        self._largest: dict[str, float] = {}  # importance of a number of each parameter
+        self._groups: dict[str, dict[str, Any]] = {}
 
     def leave(self, visit: Visit) -> None:
         """Set the task's anchor."""
@@ -56,7 +59,21 @@ class Anchored(Penalty):
         if name not in self._sums:
             return None
         weight, pull = self._sums[name]
-        return weight * value - pull
+        slope = weight * value - pull
+        most = self._hardest(name)
+        return slope if self._largest[name] <= most else slope * (most / weight).clamp(max=1)
+
+    def _hardest(self, name: str) -> float:
+        """The importance with which a step of plain gradient descent ends at the anchor."""
+        rate = self._groups[name]["lr"] * self.strength if name in self._groups else 0.0
+        return 1 / rate if rate > 0 else float("inf")
+
+    def find_parameters(self) -> None:
+        """Also the groups that they are in, which have their learning rates."""
+        super().find_parameters()
+        groups = [group for optimizer in optimizers_of(self.agent) for group in optimizer.param_groups]
+        owner = {id(parameter): group for group in groups for parameter in group["params"]}
+        self._groups = {name: owner[id(parameter)] for name, parameter in self.parameters.items()}
 
     def value(self, name: str, value: Tensor) -> Tensor | None:
         """Half the sum over anchors of importance * (w - anchor)^2."""
@@ -70,6 +87,7 @@ class Anchored(Penalty):
             for name, importance in anchor["importance"].items():
                 weight, pull = self._sums.get(name, (torch.zeros_like(importance), torch.zeros_like(importance)))
                 self._sums[name] = (weight + importance, pull + importance * anchor["values"][name])
+        self._largest = {name: float(weight.max()) for name, (weight, _) in self._sums.items()}
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
