@@ -440,7 +440,7 @@ def _installed(package: str) -> bool:
     except ValueError:  # the script that is running
         return False
     if spec is None or spec.origin in ("built-in", "frozen"):
-        return True  # what is nowhere fails by itself
+        return spec is not None
     home = Path(__file__).resolve().parent.parent
     ours = package in ("crl", "agents", "envs")
     names = ("stdlib", "platstdlib", "purelib", "platlib")

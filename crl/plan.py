@@ -48,6 +48,8 @@ def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, r
         raise CrlError(f"--episodes: {episodes} is too small; the least is 1")
     if render and not Path(render).parent.is_dir():
         raise CrlError(f"--render: there is no folder {str(Path(render).parent)!r}")
+    if render and Path(render).suffix.lower() != ".gif":
+        raise CrlError(f"--render: {render}: films are written as .gif alone")
     run = Run(Path(path))
     plan, state = run.at(visit)
     evaluation = run.experiment.evaluation

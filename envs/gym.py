@@ -222,19 +222,32 @@ class GymTask:
 
     def film(self, agent: Agent, seed: int, greedy: bool, frames: int = 500) -> list[Array]:
         """Pictures of one episode."""
-        env = self.make(render=True)
+        try:
+            env = self.make(render=True)
+        except Exception as error:  # an environment may fail in any way
+            raise CrlError(f"{self.name} makes no pictures: {brief(error)}") from error
         pictures: list[Array] = []
         with aside(derive(seed, 1)), facing(agent, self):
             obs, _ = env.reset(seed=derive(seed, 0, 0))
             carry, ended = None, False
-            pictures.append(np.asarray(env.render()))
+            pictures.append(self._picture(env.render()))
             while not ended and len(pictures) < frames:
                 action, carry, _ = agent.act(np.asarray(obs)[None], carry, greedy)
                 obs, _, terminated, truncated, _ = env.step(action[0])
-                pictures.append(np.asarray(env.render()))
+                pictures.append(self._picture(env.render()))
                 ended = terminated or truncated
         env.close()
         return pictures
+
+    def _picture(self, seen: Any) -> Array:
+        """Red, green and blue from 0 to 255; floats are from 0 to 1."""
+        picture = np.asarray(seen)
+        if picture.dtype.kind == "f" and picture.size and picture.min() >= 0 and picture.max() <= 1:
+            picture = (255 * picture).round().astype(np.uint8)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
+            what = f"{picture.dtype} of shape {picture.shape}"
+            raise CrlError(f"{self.name} draws {what}: a picture is uint8, or floats from 0 to 1, (height, width, 3)")
+        return picture[:, :, :3]
 
     @property
     def alike(self) -> Any:

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import crl
 from crl import build, config
 from crl.core import CrlError
 from crl.store import RunFolder
@@ -169,3 +172,73 @@ def test_a_tasks_name_in_the_matrix(tmp_path: Path) -> None:
     folder.write_matrix(names, [[0.5] * 5, [NAN] * 5])
     text = (tmp_path / "matrix.csv").read_bytes().decode("utf-8")
     assert next(csv.reader(io.StringIO(text)))[1:] == names == folder.read_matrix()[0]
+
+
+def test_python_may_say_numbers_of_numpy_and_classes(tmp_path: Path) -> None:
+    agent = {**SMALL, "learning_rate": np.float64(1e-3), "policy_kwargs": {"activation_fn": torch.nn.ReLU}}
+    data = {"tasks": [{**CARTPOLE, "steps": np.int64(32)}], **PARTS, "agent": agent}
+    run = crl.train(data, out=tmp_path, seed=np.int64(3))
+    assert isinstance(run.agent.algo.policy.mlp_extractor.policy_net[1], torch.nn.ReLU)  # type: ignore[attr-defined]
+    with pytest.raises(CrlError, match=r"agent.hook: <function .* cannot be written into a YAML"):
+        crl.train({**data, "agent": {"use": "ppo", "hook": lambda: 0}}, out=tmp_path)
+
+
+@pytest.mark.parametrize("use", ["ppo", "dqn", "stable_baselines3.A2C"])
+def test_greedy_is_greedy_and_wants_a_batch(use: str) -> None:
+    agent: Any = build.build(config.read({"tasks": [CARTPOLE], "monitors": [], "agent": use})).agent
+    obs = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32).repeat(200, 0)
+    assert len(set(agent.act(obs, None, True)[0].tolist())) == 1
+    with pytest.raises(CrlError, match=r"make it: obs\[None\]"):
+        agent.act(obs[0], None, True)
+
+
+def test_a_stranger_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from crl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stranger.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass A: ...\n")
+    (tmp_path / "c.yaml").write_text("tasks: [{env: CartPole-v1, steps: 64}]\nagent: {use: stranger.A}\n")
+    assert main(["--installed-only", "check", "c.yaml"]) == 2
+    assert "stranger is in no installed package" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+    assert main(["check", "c.yaml"]) == 2 and (tmp_path / "ran").exists()
+
+
+def test_a_module_of_an_environment_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import gymnasium\ngymnasium.register('Beside-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    (tmp_path / "beside_me.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path not in ("", str(tmp_path))])
+    assert build.build(config.read({"tasks": [{"env": "beside_me:Beside-v0", "steps": 64}], **PARTS})).tasks
+
+
+def test_films_are_gifs() -> None:
+    from crl import plan
+
+    with pytest.raises(CrlError, match=r"films are written as .gif alone"):
+        plan.evaluate(".", None, None, True, "x.mp4")
+
+
+def test_tasks_that_are_alike_are_stepped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crl.estimate import estimate
+    from envs.gym import GymTask
+
+    paces = []
+    monkeypatch.setattr(GymTask, "pace", lambda self, seconds: (paces.append(self.name), (1e-4, 50.0))[1])
+    tasks = [{**CARTPOLE, "name": "pole", "change": {"gravity": [float(i) for i in range(1, 31)]}}]
+    found = estimate(build.build(config.read({"tasks": tasks, **PARTS})))
+    assert len(paces) == 1 and found.monitors == 0 and found.evaluation >= 31 * 30 * 50 * 1e-4
+
+
+class Slow:
+    """A monitor that takes a while."""
+
+    def measure(self, boundary: Any) -> dict[str, float]:
+        time.sleep(0.05)
+        return {"x": 1.0}
+
+
+def test_the_estimate_counts_monitors() -> None:
+    from crl.estimate import estimate
+
+    data = {"tasks": [CARTPOLE], "repeat": 4, **PARTS, "monitors": ["tests.test_values.Slow"]}
+    assert 8 * 0.05 <= estimate(build.build(config.read(data))).monitors < 8 * 0.15
