@@ -16,6 +16,7 @@ import crl
 from crl import build, config
 from crl.core import CrlError
 from crl.store import RunFolder
+from tests.full_agent import FullAgent
 
 NAN, INF = float("nan"), float("inf")
 CARTPOLE = {"env": "CartPole-v1", "steps": 64}
@@ -242,3 +243,81 @@ def test_the_estimate_counts_monitors() -> None:
 
     data = {"tasks": [CARTPOLE], "repeat": 4, **PARTS, "monitors": ["tests.test_values.Slow"]}
     assert 8 * 0.05 <= estimate(build.build(config.read(data))).monitors < 8 * 0.15
+
+
+class TwoInputs(FullAgent):
+    """Its outputs read more of a batch than `obs`, and it has one `optimizer`."""
+
+    def prepare(self, experience: Any) -> Any:
+        batch = super().prepare(experience)
+        return {**batch, "first": batch["obs"]}
+
+    def outputs(self, batch: Any) -> Any:
+        return self.model(batch["first"])
+
+
+def test_the_method_erank_on_outputs_of_more_than_obs(tmp_path: Path) -> None:
+    data = {"tasks": [CARTPOLE], **PARTS, "agent": "tests.test_values.TwoInputs", "methods": ["erank"]}
+    run = crl.train(data, out=tmp_path)
+    assert max(run.curve("method/erank/steps")[1]) > 0
+
+
+def test_sample_plasticity_with_one_optimizer(tmp_path: Path) -> None:
+    data = {"tasks": [CARTPOLE], **PARTS, "agent": "tests.test_values.OneOptimizer", "monitors": ["sample_plasticity"]}
+    found = crl.train(data, out=tmp_path).curve("sample_plasticity/plasticity")[1]
+    assert len(found) == 2 and np.isfinite(found).all()
+
+
+class OneOptimizer(FullAgent):
+    """What steps it is one optimizer."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "optimizers":
+            raise AttributeError(name)
+        return super().__getattribute__("optimizers")[0] if name == "optimizer" else super().__getattribute__(name)
+
+    def update(self) -> Any:
+        loss = self.objective(self.outputs(self.minibatch), self.minibatch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"losses/loss": loss.item()}
+
+    def state_dict(self) -> Any:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def test_an_anchor_pulls_no_weight_beyond_itself() -> None:
+    """Plain gradient descent on the penalty diverges where rate * importance > 2; here a step ends at the anchor."""
+    from types import SimpleNamespace
+
+    from crl.methods.anchors import EWC
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    agent: Any = SimpleNamespace(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)])
+    method = EWC(strength=100.0)
+    method.attach(agent)
+    importance = torch.tensor([[5.0, 0.01]])  # 0.1 * 100 * 5 = 50 times too far; 0.1 * 100 * .01 is a tenth of the way
+    method.anchors = {"a": {"importance": {"weight": importance}, "values": {"weight": torch.zeros(1, 2)}}}
+    method._sum()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 1.0]]))
+    model.weight.grad = torch.zeros(1, 2)
+    method.push("weight", model.weight)
+    agent.optimizers[0].step()
+    assert model.weight.tolist()[0] == pytest.approx([0.0, 0.9], abs=1e-6)
+
+
+def test_curvature_of_a_transformer_block() -> None:
+    """The trace of the exact Hessian is the sum of second derivatives, by autograd on attention written out."""
+    from crl.linalg import hessian_spectrum
+
+    torch.manual_seed(0)
+    net = torch.nn.TransformerEncoderLayer(4, 1, 8, dropout=0.0, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    seen = hessian_spectrum(net, lambda out, y: (out - y).square().mean(), (x, torch.randn(3, 5, 4)), probes=1, steps=20)
+    assert np.isfinite(seen.lambda_max.value) and seen.lambda_max.value > 0
