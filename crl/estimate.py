@@ -106,7 +106,7 @@ def _evaluation(plan: build.Plan, trial: Trial, answer: float) -> float:
     mean, tasks = sum(each) / len(each), len(each)
     distinct = _distinct(order)
     count = sum({"all": tasks, "seen": distinct[row], "own": min(row, 1)}[asked.of] for row in rows)
-    return mean * count
+    return float(mean * count)
 
 
 def _distinct(order: list[int]) -> list[int]:
@@ -158,7 +158,7 @@ def _look(name: str, monitor: Any, boundary: Boundary) -> float:
         few.samples = FEW
         seconds = _products(name, few, boundary) * monitor.samples / FEW
         if seconds > WHOLE:
-            return seconds
+            return float(seconds)
     return _products(name, monitor, boundary)
 
 
@@ -168,9 +168,9 @@ def _products(name: str, monitor: Any, boundary: Boundary) -> float:
         return _timed(look, name, copy.copy(monitor), boundary)
     least = _timed(look, name, monitor.shortened(2), boundary)
     if least > WHOLE:
-        return least * monitor.products / 4  # it takes two before the first step
+        return float(least * monitor.products / 4)  # it takes two before the first step
     more = _timed(look, name, monitor.shortened(8), boundary)
-    return least + max(more - least, 0.0) / 6 * monitor.products
+    return float(least + max(more - least, 0.0) / 6 * monitor.products)
 
 
 def _timed(call: Any, *args: Any) -> float:

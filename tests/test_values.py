@@ -319,5 +319,7 @@ def test_curvature_of_a_transformer_block() -> None:
     torch.manual_seed(0)
     net = torch.nn.TransformerEncoderLayer(4, 1, 8, dropout=0.0, batch_first=True)
     x = torch.randn(3, 5, 4)
-    seen = hessian_spectrum(net, lambda out, y: (out - y).square().mean(), (x, torch.randn(3, 5, 4)), probes=1, steps=20)
+    seen = hessian_spectrum(
+        net, lambda out, y: (out - y).square().mean(), (x, torch.randn(3, 5, 4)), probes=1, steps=20
+    )
     assert np.isfinite(seen.lambda_max.value) and seen.lambda_max.value > 0
