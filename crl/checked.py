@@ -18,14 +18,14 @@ MANY = 10**9  # nor any count
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option may have, both ends included. NaN and infinity are in no range."""
+    """The numbers that an option may have, both ends included. NaN is in none, infinity only where it is an end."""
 
     least: float
     most: float = FAR
 
     def check(self, name: str, value: float) -> None:
         """Refuse a number outside."""
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value) and value != self.most:
             raise CrlError(f"{name}: {value} is not a finite number")
         if value < self.least:
             raise CrlError(f"{name}: {shown(value)} is too small; the least is {_written(self.least)}")

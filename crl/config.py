@@ -256,7 +256,7 @@ def _refuse_no_numbers(data: Any, place: str) -> None:
     if isinstance(data, dict):
         foreign = _foreign(data.get("use"))
         for key, value in data.items():
-            if not foreign and key not in ("kwargs", "wrappers"):
+            if not foreign and key not in ENDLESS:
                 _refuse_no_numbers(value, f"{place}.{key}".lstrip("."))
     elif isinstance(data, list):
         for i, value in enumerate(data):
@@ -267,6 +267,7 @@ def _refuse_no_numbers(data: Any, place: str) -> None:
         raise CrlError(f"{place}: {shown(data)} is too large for a number")
 
 
+ENDLESS = ("kwargs", "wrappers", "max_grad_norm")  # where infinity may mean something
 LARGEST = {bool: 1, int: 2**63 - 1, float: 3e38}
 
 
