@@ -142,7 +142,7 @@ def unflat(vector: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[Tenso
 
 @contextlib.contextmanager
 def steady(module: nn.Module) -> Iterator[None]:
-    """Evaluating leaves no trace: batch norm moves clones of its statistics. Attention is of a kind with derivatives."""
+    """Evaluating leaves no trace: batch norm moves clones of its statistics; attention has derivatives."""
     held = [(part._buffers, name, value) for part in module.modules() for name, value in part._buffers.items()]
     for buffers, name, value in held:
         buffers[name] = value.clone() if value is not None else None
