@@ -14,6 +14,7 @@ from agents import nets
 from agents.direct import Direct, only
 from agents.layers import Heads
 from agents.optimizers import leave_ends, make
+from crl.checked import number
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 TEMPERATURE = 2.0  # of distillation (Hinton et al. 2015; Li and Hoiem 2016)
@@ -50,7 +51,8 @@ class Classifier:
         self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizers = [make(optimizer, self._model.parameters(), _rate(learning_rate))]
+        rate = number("agent.learning_rate", learning_rate, 0.0)
+        self.optimizers = [make(optimizer, self._model.parameters(), rate)]
         layers = [part for part in self._model.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         leave_ends(self.optimizers[0], [value for part in (layers[0], layers[-1]) for value in part.parameters()])
         self.decay = 0.0
@@ -79,6 +81,8 @@ class Classifier:
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """The likeliest class, or one drawn from the answer."""
+        if len(obs.shape) != 1 + len(self.interface.observation.shape or ()):
+            raise CrlError(f"act() takes a batch of observations; of one of shape {(*obs.shape,)} make it: obs[None]")
         with torch.no_grad(), _evaluating(self.model):
             logits = only(self.model(self._inputs(obs)), self._answers)
         chosen = logits.argmax(1) if greedy else torch.multinomial(logits.softmax(1), 1)[:, 0]
@@ -317,12 +321,6 @@ class Classifier:
         self.met, self.before = list(state["met"]), list(state["before"])
         self._answers = state["answers"].to(self.device) if state["answers"] is not None else None
         self._seen, self._length = state["progress"]
-
-
-def _rate(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise CrlError(f"agent.learning_rate: {value!r} is not a number of at least 0")
-    return float(value)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.layers import ACTIVATIONS, DOUBLING, INITS, NORMS, Shape
-from agents.options import known, located
+from agents.options import known, located, widths
 from crl.core import CrlError
 
 
@@ -262,12 +262,10 @@ def build(net: Mapping[str, Any], shape: Sequence[int], classes: int) -> nn.Modu
 
 
 def _widths(name: str, values: Any, even: bool = False) -> list[int]:
-    given = list(values) if isinstance(values, list | tuple) else [values]
-    for value in given:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CrlError(f"agent.net.{name}: {value!r} is not a whole number of at least 1")
-        if even and value % 2:
-            raise CrlError(f"agent.net.{name}: {value} cannot be halved, as its activation needs")
+    given = widths(f"agent.net.{name}", values if isinstance(values, list | tuple) else [values])
+    odd = [value for value in given if value % 2] if even else []
+    if odd:
+        raise CrlError(f"agent.net.{name}: {odd[0]} cannot be halved, as its activation needs")
     return given
 
 

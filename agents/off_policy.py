@@ -42,8 +42,9 @@ class OffPolicy(SB3Agent):
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """SB3's exploration while training, its `predict` while evaluating."""
+        self._check_batch(obs)
         seen = self._seen(obs)
-        if self._evaluating:
+        if self._evaluating or greedy:
             action, _ = self.algo.predict(seen, deterministic=greedy)
             return action, carry, None
         self.algo._last_obs = seen

@@ -27,10 +27,11 @@ class OnPolicy(SB3Agent):
 
     def act(self, obs: Array, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """Sample from the policy; the note is what the rollout buffer will want to know of it."""
+        self._check_batch(obs)
         obs = self._seen(obs)
         seen = torch.as_tensor(obs, device=self.algo.device)
         with torch.no_grad():
-            if self._evaluating:
+            if self._evaluating or greedy:
                 raw = self.algo.policy._predict(seen, deterministic=greedy).cpu().numpy()
                 return self._bounded(raw), carry, raw
             chosen, values, log_probs = self.algo.policy(seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from crl.core import CrlError, brief
+from crl.core import CrlError, brief, imported
 
 
 class Muon(Optimizer):
@@ -268,7 +267,9 @@ def find(use: Any, place: str = "agent.optimizer.use") -> Any:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(OPTIMIZERS))}, or an import path"
         raise CrlError(f"{place}: unknown {use!r}; {hint}")
     try:
-        found = getattr(importlib.import_module(module_name), name, None)
+        found = getattr(imported(module_name), name, None)
+    except CrlError as error:
+        raise CrlError(f"{place}: {error}") from None
     except Exception as error:  # a module may fail in any way
         raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}") from error
     if not inspect.isclass(found) or not issubclass(found, Optimizer):

@@ -25,7 +25,8 @@ from agents.given import Spaces, remember_replays, remember_rollouts
 from agents.layers import INITS, Heads, Shape
 from agents.normalize import Normalizer
 from agents.optimizers import leave_ends
-from agents.options import check_options, known, line, policy_kwargs
+from agents.options import check_options, known, line, policy_kwargs, with_classes
+from crl.checked import truth
 from crl.core import Array, CrlError, Interface, NotYet, Rules, State, Task, Visit
 
 COUNTERS = (
@@ -59,6 +60,7 @@ class SB3Agent:
         self.interface = interface
         settings = {**self.defaults, **options}
         check_options(self.algorithm, settings)
+        settings = with_classes(settings)
         shape = {**policy_kwargs(interface, net or {}, optimizer or {}), **settings.pop("policy_kwargs", {})}
         self._remember_batches(settings)
         for name in ("learning_rate", "clip_range"):
@@ -275,6 +277,8 @@ class SB3Agent:
 
     def _normalizer(self, wanted: Mapping[str, bool]) -> Normalizer | None:
         known("agent.normalize", wanted, ("observation", "reward"))
+        for name, value in wanted.items():
+            truth(f"agent.normalize.{name}", value)
         if not any(wanted.values()):
             return None
         if wanted.get("observation") and isinstance(self.interface.observation, spaces.MultiDiscrete):
@@ -289,6 +293,11 @@ class SB3Agent:
 
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.as_tensor(values, device=self.algo.device)
+
+    def _check_batch(self, obs: Array) -> None:
+        """One observation alone has no row for its answer to stand in."""
+        if np.ndim(obs) != 1 + len(self.interface.observation.shape or ()):
+            raise CrlError(f"act() takes a batch of observations; of one of shape {np.shape(obs)} make it: obs[None]")
 
     def _seen(self, obs: Array) -> Array:
         return obs if self.normalizer is None else self.normalizer.normalize_obs(obs)

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from crl import build
-from crl.core import Boundary, CrlError, Visit, aside, brief, derive
+from crl.core import Boundary, CrlError, Visit, aside, brief, derive, has_part
 from crl.detect import Segment
 from crl.linalg import CurvatureError, Estimate, Spectrum
 from crl.linalg.problem import steady
@@ -75,7 +75,7 @@ def boundary_of(
 
 def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], str]:
     """(what a monitor measures, under its name; or in one sentence why it cannot), leaving no trace."""
-    lacking = [part for part in getattr(monitor, "needs", ()) if not hasattr(boundary.agent, part)]
+    lacking = [part for part in getattr(monitor, "needs", ()) if not has_part(boundary.agent, part)]
     if lacking:
         parts = " or ".join(lacking)
         return {}, f"{type(boundary.agent).__name__} has no {parts}, so there is nothing to look at"

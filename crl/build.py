@@ -13,11 +13,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from crl.changing import spread
+from crl.checked import shown
 from crl.config import Experiment, in_words, nearest, parse
-from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, brief, derive, seed_streams
+from crl.core import Agent, CrlError, Interface, Rules, Task, Visit, brief, derive, has_part, seed_streams
 from crl.named import AGENTS, METHODS, MONITORS, at, check_contract, check_signature, locate, named_parts, room
 
 COMMON = ("batch", "epochs", "samples", "augment", "joint", "only")  # what every stream takes
+LONGEST = 120  # bytes of a task's name
 METHOD = 4  # the name of a random stream, beside the visits' (1), evaluation's (2) and the monitors' (3)
 
 
@@ -73,6 +75,7 @@ def build(experiment: Experiment) -> Plan:
     agent = build_agent(experiment, interface, device)
     _check_rules(experiment, agent)
     methods = build_methods(experiment, agent)
+    _check_visit(experiment, methods, len(order))
     _check_told(experiment, tasks, methods)
     _check_detected(experiment, agent, methods)
     monitors = build_monitors(experiment.monitors)
@@ -95,8 +98,7 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
         world = gym.World(goes_on=True) if spec.change else None
         for name, setting in spread(spec, place):
             meaning = (spec.env, spec.kwargs, spec.wrappers, setting)
-            if not name.isprintable():
-                raise CrlError(f"{place}.name: {name!r} must be one line of printable text")
+            _check_name(name, f"{place}.name")
             if name in tasks and known[name] != meaning:
                 raise CrlError(f"{place}: another task is called {name!r} already; give this one a `name:` of its own")
             if name not in tasks:
@@ -109,6 +111,14 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
     names = list(tasks)
     walk = once * experiment.repeat
     return list(tasks.values()), [names.index(name) for name, _ in walk], [steps for _, steps in walk]
+
+
+def _check_name(name: str, place: str) -> None:
+    """A task's name stands in tables, and in the names of files, which may have 255 bytes."""
+    if not name.isprintable() or name != name.strip():
+        raise CrlError(f"{place}: {shown(name)} must be one line of printable text")
+    if len(name.encode()) > LONGEST:
+        raise CrlError(f"{place}: {shown(name)} is too long; the most is {LONGEST} letters (bytes of UTF-8)")
 
 
 def build_stream(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:
@@ -187,15 +197,6 @@ def _warnings(methods: Mapping[str, Any], tasks: Sequence[Task], rules: Rules) -
             yield f"methods.{i}: {said}"
 
 
-def has_part(agent: Any, part: str) -> bool:
-    """Whether an agent has an optional part; chains may be read off its model, and one optimizer will do."""
-    if part == "chains":
-        return hasattr(agent, "chains") or isinstance(getattr(agent, "model", None), torch.nn.Sequential)
-    if part == "optimizers":
-        return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
-    return hasattr(type(agent), part) or hasattr(agent, part)
-
-
 def _check_rules(experiment: Experiment, agent: Any) -> None:
     rules = experiment.boundary
     asked = [f"{name}: {value}" for name, value in dataclasses.asdict(rules).items() if value in ("reset", "per_task")]
@@ -207,6 +208,14 @@ def _check_rules(experiment: Experiment, agent: Any) -> None:
         )
     if hasattr(agent, "accepts"):
         agent.accepts(rules)
+
+
+def _check_visit(experiment: Experiment, methods: Mapping[str, Any], visits: int) -> None:
+    """What a method does before one visit alone would never happen, if the walk has fewer."""
+    for i, (name, method) in enumerate(methods.items()):
+        before = getattr(method, "only_before", 0)
+        if before > visits and experiment.boundary.announced is True:
+            raise CrlError(f"methods.{i}.visit: {name} waits for visit {before}, and this walk has {visits}")
 
 
 def _check_told(experiment: Experiment, tasks: Sequence[Task], methods: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crl.checked import FAR
 from crl.config import TaskSpec
 from crl.core import CrlError
 
@@ -48,4 +49,4 @@ def _values(given: Any, place: str) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -FAR <= value <= FAR

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from crl.core import CrlError
+from crl.core import INSTALLED_ONLY, CrlError
 
 STUDIES = (
     "critic_scale",
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.options = unknown
     command: Callable[[argparse.Namespace], int] = arguments.command
+    before = os.environ.get(INSTALLED_ONLY)
+    if arguments.installed_only:
+        os.environ[INSTALLED_ONLY] = "1"
     try:
         return command(arguments)
     except CrlError as error:
@@ -43,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # the disk is full, or a file is where a folder should be
         print(f"crl: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    finally:
+        if before is None:
+            os.environ.pop(INSTALLED_ONLY, None)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,6 +213,11 @@ def _changes(arguments: argparse.Namespace) -> list[tuple[str, Any]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="crl", description="Continual reinforcement learning that looks inside.")
+    parser.add_argument(
+        "--installed-only",
+        action="store_true",
+        help="before the command: import no file that is not of an installed package (for a stranger's config or run)",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_walking, _looking, _data, _benches):
         add(commands)

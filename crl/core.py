@@ -7,9 +7,17 @@ one's own needs the right methods and no base class. The rest are small records 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
+import os
 import random
+import site
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
@@ -295,7 +303,8 @@ class Method(Protocol):
     visits that are segments between changes: of their tasks nothing is known but a made-up name, `steps` is what is
     left of the walk, and `samples_tasks = True` (it draws experience of a visit's task) has such a walk refused.
     Further parts are optional: `needs` names the parts of an agent that it cannot do
-    without and `excludes` the methods that it cannot be with; `one_head = True` has heads per task refused,
+    without and `excludes` the methods that it cannot be with; `only_before` is the one visit before which it acts, so
+    that a shorter walk is refused; `one_head = True` has heads per task refused,
     `names_tasks = True` (it answers by a task's name) a walk in which the task is not told, and
     `accepts(agent)` refuses an agent with a `CrlError`;
     `warns(tasks, rules)` is one sentence on what the user may not expect of it in this walk, or empty;
@@ -395,7 +404,54 @@ def facing(agent: Agent, task: Task) -> Iterator[None]:
         yield
 
 
+def has_part(agent: Any, part: str) -> bool:
+    """Whether an agent has an optional part; chains may be read off its model, and one optimizer will do."""
+    if part == "chains":
+        return hasattr(agent, "chains") or isinstance(getattr(agent, "model", None), torch.nn.Sequential)
+    if part == "optimizers":
+        return hasattr(agent, "optimizers") or hasattr(agent, "optimizer")
+    return hasattr(type(agent), part) or hasattr(agent, part)
+
+
 def optimizers_of(agent: Any) -> list[torch.optim.Optimizer]:
     """Whatever steps an agent's model: its `optimizers`, or its one `optimizer`."""
     several = getattr(agent, "optimizers", None)
     return list(several) if several is not None else [agent.optimizer]
+
+
+INSTALLED_ONLY = "CRL_INSTALLED_ONLY"  # an environment variable, so that the processes we start inherit it
+
+
+def imported(name: str) -> ModuleType:
+    """The module that a config names; files beside the user count too, after all that is installed.
+
+    A config from a stranger must not run a file that came with it: where `CRL_INSTALLED_ONLY` is set, a module that
+    belongs to no installed package is refused before it is imported.
+    """
+    if os.environ.get(INSTALLED_ONLY):
+        if not _installed(name.partition(".")[0]):
+            raise CrlError(f"{name} is in no installed package, and with --installed-only nothing else is imported")
+    elif "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def _installed(package: str) -> bool:
+    """Whether a package lies where Python's own and installed ones do, or is one of the three of ours."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # the script that is running
+        return False
+    if spec is None or spec.origin in ("built-in", "frozen"):
+        return spec is not None
+    home = Path(__file__).resolve().parent.parent
+    ours = package in ("crl", "agents", "envs")
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    places = [sysconfig.get_path(name) for name in names] + [*site.getsitepackages(), site.getusersitepackages()]
+    found = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    inside = [Path(place).resolve() for place in places if Path(place).resolve() != home]
+    return bool(found) and all(
+        any(Path(file).resolve().is_relative_to(place) for place in inside)
+        or (ours and Path(file).resolve().is_relative_to(home / package))
+        for file in found
+    )

@@ -77,13 +77,16 @@ def forgetting(R: ArrayLike, visits: Sequence[int]) -> Metric:
 
 
 def forgetting_max(R: ArrayLike, visits: Sequence[int]) -> Metric:
-    """Mean over j of max_{1 <= l < V} R[l, j] - R[V, j], without the last visit's task (Chaudhry et al. 2018).
+    """Mean over j of max_{j <= l < V} R[l, j] - R[V, j], without the last visit's task (Chaudhry et al. 2018).
+
+    The maximum is from the task's first visit on: there, R[l, j] is defined for j <= l only.
 
     >>> forgetting_max([[9, 9], [0.5, 0], [0.25, 1]], [0, 1]).value
     0.25
     """
     r, earlier = _checked(R, visits), _but(visits, -1)
-    return _mean((r[1:-1].max(axis=0) - r[-1])[earlier]) if earlier else Metric(math.nan, ONE_TASK)
+    lost = [r[visits.index(j) + 1 : -1, j].max() - r[-1, j] for j in earlier]
+    return _mean(lost) if earlier else Metric(math.nan, ONE_TASK)
 
 
 def isolated_forgetting(R: ArrayLike, visits: Sequence[int], scale: ArrayLike | None = None) -> Array:

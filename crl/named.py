@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import crl
+from crl.checked import shown
 from crl.config import all_known, in_words, nearest
-from crl.core import CrlError, brief
+from crl.core import CrlError, brief, imported
 
 AGENTS = {"ppo": "agents.ppo.PPO", "dqn": "agents.dqn.DQN", "classifier": "agents.classifier.Classifier"}
 MONITORS = {
@@ -80,10 +80,10 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
         kind = place.partition(".")[0].rstrip("s")
         own = f"my_{kind}.My{kind.title()}"
         raise CrlError(f"{place}: unknown {path!r}{nearest(path, short)} (an import path, such as {own}, works too)")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
+    except CrlError as error:
+        raise CrlError(f"{place}: {error}") from None
     except Exception as error:  # a module may fail in any way
         ours = module_name.split(".")[0] in ("agents", "envs", "configs")
         hidden = "; a package of crl's own has that name, so give yours another" if ours else ""
@@ -118,9 +118,9 @@ def named_parts(
     parts: dict[str, Any] = {}
     for i, spec in enumerate(specs):
         own = {key: value for key, value in spec.items() if key != "name"}
-        name, place = spec.get("name") or str(spec["use"]).rpartition(".")[2], f"{kind}s.{i}"
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]{1,60}", name):
-            raise CrlError(f"{place}.name: {name!r} is not a name of letters, digits, '.', '_', '+' and '-'")
+        name, place = spec.get("name", str(spec["use"]).rpartition(".")[2]), f"{kind}s.{i}"
+        if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+-]{0,59}", name):
+            raise CrlError(f"{place}.name: {shown(name)} is no name: at most 60 letters, digits, '.', '_', '+' and '-'")
         if name in parts:
             raise CrlError(f"{place}: another {kind} is called {name!r} already; give this one a `name:` of its own")
         parts[name] = at(place, _part, short, f"{kind}s", i, own, needed)

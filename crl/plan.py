@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 from crl import build, config, named
-from crl.core import CrlError, Visit, aside, derive
+from crl.core import CrlError, derive
+from crl.estimate import estimate
 from crl.opened import Run
 from crl.walk import EVALUATE
-
-TRIAL = 1.5  # seconds that an estimate may take
 
 
 def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
@@ -30,7 +28,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         lines.append(f"  {visit.index:>3}. {visit.task.name}{said}")
     rules = ", ".join(f"{name} {value}" for name, value in experiment.plain()["boundary"].items())
     observation = str(plan.interface.observation)
-    clock = _clock(_estimate(plan))
+    clock = _time(plan)
     remark = getattr(plan.agent, "remark", None)  # about the rollout that the estimate has just learned from
     lines += [
         f"seen      {observation if len(observation) < 90 else _short(plan.interface.observation)}",
@@ -41,7 +39,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"told      {_told(plan)}",
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
-        f"time      about {clock} here, measured on a throw-away agent; monitors come on top",
+        f"time      {clock}",
         *(f"warning   {said}" for said in [*plan.warnings, *([remark] if remark else [])]),
     ]
     return "\n".join(lines)
@@ -53,6 +51,8 @@ def evaluate(path: str, visit: int | None, episodes: int | None, greedy: bool, r
         raise CrlError(f"--episodes: {episodes} is too small; the least is 1")
     if render and not Path(render).parent.is_dir():
         raise CrlError(f"--render: there is no folder {str(Path(render).parent)!r}")
+    if render and Path(render).suffix.lower() != ".gif":
+        raise CrlError(f"--render: {render}: films are written as .gif alone")
     run = Run(Path(path))
     plan, state = run.at(visit)
     evaluation = run.experiment.evaluation
@@ -135,32 +135,6 @@ def _method(name: str, cls: Any) -> list[str]:
     return lines
 
 
-def _estimate(plan: build.Plan) -> float:
-    """Seconds for the whole walk: a few ticks of a throw-away agent on the first task, and each task's own speed."""
-    speeds = [task.speed(0.15) for task in plan.tasks]  # type: ignore[attr-defined]
-    first = plan.visits[0]
-    trial = Visit(1, first.task, 10**9, first.seed, 0, 10**9)
-    with aside(0):
-        if hasattr(plan.agent, "enter"):
-            plan.agent.enter(trial)
-        began = time.perf_counter()
-        for tick in first.task.train(plan.agent, trial):
-            steps = tick.steps
-            if time.perf_counter() - began > TRIAL:
-                break
-    learning = (time.perf_counter() - began) / steps - 1 / speeds[plan.order[0]]  # beside the environment's steps
-    learning = max(learning, 0.0)
-    training = sum(n * (learning + 1 / speeds[j]) for n, j in zip(plan.steps, plan.order, strict=True))
-    rows, evaluation = len(plan.order) + 1, plan.experiment.evaluation
-    if plan.experiment.stream:  # an image is answered three times as fast as it is learned
-        images = [task.tested for task in plan.tasks]  # type: ignore[attr-defined]
-        share = {"all": rows, "seen": rows / 2, "own": 1}[evaluation.of]
-        return float(training + learning / 3 * share * sum(images))
-    episodes = evaluation.episodes * rows
-    looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
-    return float(training + looking)
-
-
 def _told(plan: build.Plan) -> str:
     """Who tells the learner of a boundary, in words."""
     told: dict[Any, str] = {True: "of every boundary, and whose it is", False: "of no boundary"}
@@ -186,8 +160,18 @@ def _short(space: Any) -> str:
     return f"{type(space).__name__} of {space.shape[0]} places"
 
 
+def _time(plan: build.Plan) -> str:
+    """How long it will take, and what takes it."""
+    found = estimate(plan)
+    parts = {"learning": found.learning, "evaluation": found.evaluation, "monitors": found.monitors}
+    each = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in parts.items())
+    return f"about {_clock(found.whole)} here ({each}), measured on a throw-away agent"
+
+
 def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds" if seconds >= 0.5 else "none"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.0f} hours"
 
 
 def _title(path: Path) -> str:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import os
-import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from crl.core import Array, CrlError, brief
+from crl.core import Array, CrlError, brief, imported
 from envs import folders, records, shapes
 from envs.sources import BUILT_IN, SOURCES, cache, unknown
 
@@ -159,10 +157,10 @@ def _made(path: str) -> Arrays:
 def _locate(path: str) -> Any:
     """What an import path names; the working directory counts as a place to import from."""
     module_name, _, name = path.replace(":", ".").rpartition(".")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
+    except CrlError:
+        raise
     except Exception as error:  # a module may fail in any way
         raise CrlError(f"{path} is no folder, and {module_name!r} cannot be imported: {brief(error)}") from error
     if not hasattr(module, name):

@@ -223,47 +223,60 @@ class GymTask:
 
     def film(self, agent: Agent, seed: int, greedy: bool, frames: int = 500) -> list[Array]:
         """Pictures of one episode."""
-        env = self.make(render=True)
+        try:
+            env = self.make(render=True)
+        except Exception as error:  # an environment may fail in any way
+            raise CrlError(f"{self.name} makes no pictures: {brief(error)}") from error
         pictures: list[Array] = []
         with aside(derive(seed, 1)), facing(agent, self):
             obs, _ = env.reset(seed=derive(seed, 0, 0))
             carry, ended = None, False
-            pictures.append(np.asarray(env.render()))
+            pictures.append(self._picture(env.render()))
             while not ended and len(pictures) < frames:
                 action, carry, _ = agent.act(np.asarray(obs)[None], carry, greedy)
                 obs, _, terminated, truncated, _ = env.step(action[0])
-                pictures.append(np.asarray(env.render()))
+                pictures.append(self._picture(env.render()))
                 ended = terminated or truncated
         env.close()
         return pictures
 
-    def speed(self, seconds: float = 0.3) -> float:
-        """Environment steps per second with random actions, measured now."""
-        if self.engine == "envpool":
-            return self._pooled_speed(seconds)
-        env = self.make()
-        env.reset(seed=0)
-        env.action_space.seed(0)
-        count, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            count += 1
-            if terminated or truncated:
-                env.reset()
-        env.close()
-        return count / (time.perf_counter() - begin)
+    def _picture(self, seen: Any) -> Array:
+        """Red, green and blue from 0 to 255; floats are from 0 to 1."""
+        picture = np.asarray(seen)
+        if picture.dtype.kind == "f" and picture.size and picture.min() >= 0 and picture.max() <= 1:
+            picture = (255 * picture).round().astype(np.uint8)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
+            what = f"{picture.dtype} of shape {picture.shape}"
+            raise CrlError(f"{self.name} draws {what}: a picture is uint8, or floats from 0 to 1, (height, width, 3)")
+        return picture[:, :, :3]
 
-    def _pooled_speed(self, seconds: float) -> float:
-        engine = self._copies(self.interface.envs, 0)
+    @property
+    def alike(self) -> Any:
+        """What it has in common with the tasks that take as long: all but its settings."""
+        return repr((self.make.env, self.make.kwargs, self.make.wrappers))
+
+    def pace(self, seconds: float = 0.3) -> tuple[float, float]:
+        """(seconds a step, steps an episode) of random actions, measured now."""
+        copies = self.interface.envs if self.engine == "envpool" else 1
+        engine = self._copies(copies, 0)
+        space = batch_space((self.shared or self.interface).action, copies)
         engine.reset()
-        space = batch_space(self.interface.action, engine.copies)
         space.seed(0)
-        count, begin = 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            engine.step(np.asarray(space.sample()))
-            count += engine.copies
+        count, ends, begin = 0, 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds or not count:
+            step = engine.step(np.asarray(space.sample()))
+            count += copies
+            ends += int((step.terminated | step.truncated).sum())
+        spent = time.perf_counter() - begin
         engine.close()
-        return count / (time.perf_counter() - begin)
+        return spent / count, count / ends if ends else self._limit(count)
+
+    def _limit(self, longest: int) -> float:
+        """How long an episode may be, where random actions end none: its limit, if it has one."""
+        env = self.make.alone()
+        env.close()
+        steps = getattr(env.unwrapped, "max_steps", None) or (env.spec.max_episode_steps if env.spec else None)
+        return float(steps or longest)
 
     # State: nothing between visits, unless the environment goes on; all of the visit in the middle of one.
 

@@ -119,13 +119,15 @@ class ImageTask:
         chosen = np.random.default_rng(seed).permutation(count)[:size]
         return self._rows(agent, train=True, chosen=np.sort(chosen))
 
-    def speed(self, seconds: float = 0.3) -> float:
-        """Samples per second of the data alone, measured now."""
+    alike = "images"  # all tasks of a stream take as long
+
+    def pace(self, seconds: float = 0.3) -> tuple[float, float]:
+        """(seconds a sample, 1), of the data alone, measured now."""
         data, count, began = self._rows(None, train=True), 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
+        while time.perf_counter() - began < seconds or not count:
             self._augmented(_part(data, 0, self.settings.batch), 0, 0, count)
             count += min(self.settings.batch, len(data.label))
-        return count / (time.perf_counter() - began)
+        return (time.perf_counter() - began) / count, 1.0
 
     # Rows.
 

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from crl.checked import FAR
 from crl.core import Array, CrlError
 
 Env = gymnasium.Env[Any, Any]
@@ -23,6 +24,13 @@ MADE_OF = {  # what an environment computes once from other attributes: change t
     "polemass_length": "masspole and length",
     "low_state": "min_position and max_speed",
     "high_state": "max_position and max_speed",
+}
+POSITIVE = {  # of Gymnasium's classic environments: a world with none of it, or less, is no world
+    "CartPoleEnv": ("masscart", "masspole", "length", "tau", "x_threshold", "theta_threshold_radians"),
+    "AcrobotEnv": ("dt", "LINK_LENGTH_1", "LINK_LENGTH_2", "LINK_MASS_1", "LINK_MASS_2", "MAX_VEL_1", "MAX_VEL_2"),
+    "MountainCarEnv": ("max_speed",),
+    "Continuous_MountainCarEnv": ("max_speed", "power"),
+    "PendulumEnv": ("dt", "m", "l", "max_speed"),
 }
 STRONGEST = {"max_torque": 1, "max_action": 1, "min_action": -1}  # these bound actions: from above, or from below
 
@@ -40,6 +48,9 @@ def put(env: Env, name: str, value: Any) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(changeable(bare))}"
         raise CrlError(f"change: {_called(bare)} has no attribute {name!r}; {hint}")
     value = _like(getattr(bare, name), value, name, bare)
+    above = any(name in POSITIVE.get(kind.__name__, ()) for kind in type(bare).__mro__)
+    if above and not 0 < value <= FAR:
+        raise CrlError(f"change: {name}: {value} is not above 0 (and at most {FAR:g})")
     if name in STRONGEST and isinstance(bare.action_space, spaces.Box):
         bound = float(bare.action_space.high.max() if STRONGEST[name] > 0 else bare.action_space.low.min())
         if STRONGEST[name] * value > STRONGEST[name] * bound:

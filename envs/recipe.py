@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 
+from crl.checked import whole
 from crl.core import CrlError, Interface
 from envs.minigrid import Symbols, is_symbolic
 from envs.physics import put
@@ -49,6 +50,8 @@ class Recipe:
     def alone(self, render: bool = False) -> Env:
         """One copy with spaces of its own: flat, and under the wrappers that were asked for."""
         find(self.env)
+        if self.kwargs.get("max_steps") is not None:  # MiniGrid would end each episode at once
+            whole("kwargs.max_steps", self.kwargs["max_steps"])
         kwargs = {name: _place(value) for name, value in self.kwargs.items()}
         extra: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
         env: Env = gymnasium.make(self.env, disable_env_checker=True, **{**kwargs, **extra})

@@ -6,7 +6,7 @@ import importlib
 
 import gymnasium
 
-from crl.core import CrlError, brief
+from crl.core import CrlError, brief, imported
 
 REGISTERED_BY = {  # the start of an id: the package that registers it, and how to get that
     "MiniGrid-": ("minigrid", "minigrid"),
@@ -21,7 +21,9 @@ def find(env: str) -> None:
     package, extra = next((found for start, found in REGISTERED_BY.items() if name.startswith(start)), ("", ""))
     for needed in filter(None, (module, package)):
         try:
-            importlib.import_module(needed)
+            imported(needed)
+        except CrlError:
+            raise
         except Exception as error:
             if needed == package and isinstance(error, ImportError):
                 raise CrlError(f'{name} needs an extra: pip install "{extra}"') from None

@@ -578,7 +578,7 @@ def test_looking_leaves_everything_as_it_was(net: dict[str, Any], training: bool
     assert any("running_mean" in name for name in before)
     task.evaluate(agent, 1, 1, False)
     task.sample(agent, 1, 30)
-    task.speed(0.001)
+    task.pace(0.001)
     assert agent.model.training == training
     assert all(torch.equal(value, before[name]) for name, value in agent.model.state_dict().items())
     assert repr(random) == repr(random_state()) and torch.equal(random["torch"], torch.get_rng_state())

@@ -58,7 +58,16 @@ def test_forgetting() -> None:
 def test_forgetting_max() -> None:
     assert value(metrics.forgetting_max(R, ONCE)) == pytest.approx((0.6 - 0.1) / 2)
     before_own_visit = [[0.0, 0.0], [0.0, 7.0], [0.0, 5.0], [1.0, 4.0]]
-    assert value(metrics.forgetting_max(before_own_visit, [0, 1, 0])) == 3.0
+    assert value(metrics.forgetting_max(before_own_visit, [0, 1, 0])) == 1.0, "7 is before its own visit"
+
+
+def test_forgetting_max_is_the_published_one() -> None:
+    """Chaudhry et al. 2018, written out: a[k, j] is defined for j <= k; f_j = max_{l < K} a[l, j] - a[K, j]."""
+    a = np.random.default_rng(0).random((4, 4))
+    a[np.triu_indices(4, 1)] = NAN  # in a class-incremental run what has not been seen is not evaluated
+    published = np.mean([max(a[l, j] for l in range(j, 3)) - a[3, j] for j in range(3)])  # noqa: E741
+    matrix = np.vstack([np.full(4, NAN), a])
+    assert value(metrics.forgetting_max(matrix, [0, 1, 2, 3])) == pytest.approx(published)
 
 
 def test_isolated_forgetting() -> None:

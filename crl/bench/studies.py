@@ -148,8 +148,8 @@ CONTROLS = {
     "ER": Arm(REPLAY),
 }
 
-# Strengths of `forgetting` were chosen among two or three each on seed 100; those of `plasticity`, of an earlier sequence,
-# are as they were.
+# Strengths of `forgetting` were chosen among two or three each on seed 100. Those of `plasticity` are as they were for an
+# earlier sequence.
 STUDIES: dict[str, Callable[[], Study]] = {
     "plasticity": lambda: Study(
         "plasticity",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Batch = Mapping[str, Tensor] | Sequence[Tensor]
 
@@ -141,12 +142,13 @@ def unflat(vector: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[Tenso
 
 @contextlib.contextmanager
 def steady(module: nn.Module) -> Iterator[None]:
-    """Evaluating leaves no trace: batch norm's running statistics are clones for the time being."""
+    """Evaluating leaves no trace: batch norm moves clones of its statistics; attention has derivatives."""
     held = [(part._buffers, name, value) for part in module.modules() for name, value in part._buffers.items()]
     for buffers, name, value in held:
         buffers[name] = value.clone() if value is not None else None
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+            yield
     finally:
         for buffers, name, value in held:
             buffers[name] = value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.checked import number, whole
-from crl.core import Agent, State, Visit, aside, derive, facing
+from crl.core import Agent, State, Visit, aside, derive, facing, optimizers_of
 from crl.methods.critic import per_variance, refuse_without_critic, values_of
 from crl.methods.method import Penalty, own_pass, plainly
 
@@ -21,9 +21,11 @@ Rows = Callable[[Tensor, Mapping[str, Tensor], float], list[Tensor]]
 class Anchored(Penalty):
     """strength / 2 * sum over anchors of importance * (w - anchor)^2: subclasses say what is important.
 
-    An anchor is set at the end of each visit; a task that comes again moves its own. An actor-critic is held by what
-    matters to its policy, as in Continual World (Wolczyk et al. 2021, `regularize_critic: False`); `critic` is the
-    weight of what matters to its values, which are divided by the standard deviation of the returns.
+    An anchor is set at the end of each visit; a task that comes again moves its own. No weight is pulled harder than
+    what carries it back in one step of its learning rate: beyond that plain gradient descent would diverge. An
+    actor-critic is held by what matters to its policy, as in Continual World (Wolczyk et al. 2021,
+    `regularize_critic: False`); `critic` is the weight of what matters to its values, which are divided by the
+    standard deviation of the returns.
     """
 
     family = MEMORY
@@ -37,6 +39,8 @@ class Anchored(Penalty):
         self.samples, self.critic = whole("samples", samples), number("critic", critic, 0.0)
         self.anchors: dict[str, dict[str, Any]] = {}  # by task: importance and values of each parameter
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of importance, and of importance times anchor
+        self._largest: dict[str, float] = {}  # importance of a number of each parameter
+        self._groups: dict[str, dict[str, Any]] = {}
 
     def accepts(self, agent: Agent) -> None:
         """Only an actor-critic has a critic."""
@@ -64,7 +68,21 @@ class Anchored(Penalty):
         if name not in self._sums:
             return None
         weight, pull = self._sums[name]
-        return weight * value - pull
+        slope = weight * value - pull
+        most = self._hardest(name)
+        return slope if self._largest[name] <= most else slope * (most / weight).clamp(max=1)
+
+    def _hardest(self, name: str) -> float:
+        """The importance with which a step of plain gradient descent ends at the anchor."""
+        rate = self._groups[name]["lr"] * self.strength if name in self._groups else 0.0
+        return 1 / rate if rate > 0 else float("inf")
+
+    def find_parameters(self) -> None:
+        """Also the groups that they are in, which have their learning rates."""
+        super().find_parameters()
+        groups = [group for optimizer in optimizers_of(self.agent) for group in optimizer.param_groups]
+        owner = {id(parameter): group for group in groups for parameter in group["params"]}
+        self._groups = {name: owner[id(parameter)] for name, parameter in self.parameters.items()}
 
     def value(self, name: str, value: Tensor) -> Tensor | None:
         """Half the sum over anchors of importance * (w - anchor)^2."""
@@ -78,6 +96,7 @@ class Anchored(Penalty):
             for name, importance in anchor["importance"].items():
                 weight, pull = self._sums.get(name, (torch.zeros_like(importance), torch.zeros_like(importance)))
                 self._sums[name] = (weight + importance, pull + importance * anchor["values"][name])
+        self._largest = {name: float(weight.max()) for name, (weight, _) in self._sums.items()}
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""

@@ -60,7 +60,7 @@ class ERank(Term):
         self._take({name: value for name, value in self._asked.items() if value is not None})
         count = isinstance(layers, int) and not isinstance(layers, bool)
         self.layers = whole("layers", layers) if count else one_of("layers", layers, ("all", "last"))
-        self.block: list[Tensor] = []  # the latest inputs
+        self.block: list[dict[str, Tensor]] = []  # the latest minibatches, with all that `outputs` may read
         self.steps = 0
         self._rows: int | None = None  # how many there are in it; None: to be counted
 
@@ -101,7 +101,7 @@ class ERank(Term):
         super().after_step(optimizer)
         if not self.lr:
             return
-        self._remember(self.agent.minibatch["obs"])
+        self._remember(self.agent.minibatch)
         self.steps += 1
         if self.how == "step" and self._due_now(self.steps):
             self._rise()
@@ -111,7 +111,7 @@ class ERank(Term):
         if not self._due_now(self.steps + 1):
             return None
         before = list(self.block)
-        self._remember(self.agent.minibatch["obs"])
+        self._remember(self.agent.minibatch)
         rank = self.rank()
         self.block = before
         self._rows = None
@@ -120,7 +120,7 @@ class ERank(Term):
 
     def rank(self) -> Tensor:
         """What is to be raised, on the block."""
-        seen = hidden(self.agent, {"obs": torch.cat(self.block)})
+        seen = hidden(self.agent, {name: torch.cat([rows[name] for rows in self.block]) for name in self.block[0]})
         total = torch.zeros(())
         for layers in seen.values():
             chosen = layers if self.layers == "all" else layers[-(1 if self.layers == "last" else int(self.layers)) :]
@@ -130,15 +130,16 @@ class ERank(Term):
     def _due_now(self, step: int) -> bool:
         return step % int(self.every) == 0
 
-    def _remember(self, inputs: Tensor) -> None:
-        self._rows = (sum(map(len, self.block)) if self._rows is None else self._rows) + len(inputs)
-        self.block.append(inputs)
+    def _remember(self, minibatch: Mapping[str, Tensor]) -> None:
+        count = len(minibatch["obs"])
+        self._rows = (sum(len(rows["obs"]) for rows in self.block) if self._rows is None else self._rows) + count
+        self.block.append(dict(minibatch))
         while self._rows > self.samples:
-            excess = self._rows - self.samples
-            if len(self.block[0]) <= excess:
-                self._rows -= len(self.block.pop(0))
+            excess, first = self._rows - self.samples, self.block[0]
+            if len(first["obs"]) <= excess:
+                self._rows -= len(self.block.pop(0)["obs"])
             else:
-                self.block[0], self._rows = self.block[0][excess:], self.samples
+                self.block[0], self._rows = {name: value[excess:] for name, value in first.items()}, self.samples
 
     def _rise(self) -> None:
         values = list(self.parameters.values())

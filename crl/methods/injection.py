@@ -20,7 +20,7 @@ class PlasticityInjection(FromFirst):
 
     The answer becomes old(x) + new(x) - copy(x), where the copy is the new layers' first weights, frozen: at that step
     nothing changes. `layers` is how many of the last layers that is; with one alone nothing would be won, since the sum
-    of linear layers is one linear layer.
+    of linear layers is one linear layer. Visit 0 is never.
     """
 
     family = RENEWAL
@@ -29,11 +29,13 @@ class PlasticityInjection(FromFirst):
     one_head = True
     excludes = (*STRUCTURAL, "reset", "head_reset", "redo", "cbp")
     memory: ClassVar[tuple[str, ...]] = ("first", "injected")
-    idle: ClassVar[Mapping[str, Any]] = {"visit": 10**9}
+    idle: ClassVar[Mapping[str, Any]] = {"visit": 0}
 
     def __init__(self, visit: int = 2, layers: int = 2) -> None:
         super().__init__()
-        self.when, self.layers = whole("visit", visit, 2), whole("layers", layers, 2)
+        self.only_before, self.layers = whole("visit", visit, 0), whole("layers", layers, 2)
+        if visit == 1:
+            raise CrlError("visit: 1 is the first, before which nothing has been learned; the least is 2")
         self.injected = False
 
     def accepts(self, agent: Agent) -> None:
@@ -57,7 +59,7 @@ class PlasticityInjection(FromFirst):
     def enter(self, visit: Visit) -> None:
         """Once."""
         super().enter(visit)
-        if visit.index == self.when and not self.injected:
+        if visit.index == self.only_before and not self.injected:
             self.inject(self.agent, fresh=True)
             self.find_parameters()
             self.count("injected")

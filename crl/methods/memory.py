@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from crl.checked import number, whole
 from crl.core import Agent, CrlError, Rules, State, Task, Visit, aside, derive, facing
+from crl.linalg.memory import available
 from crl.methods.critic import refuse_without_critic, value_distance, values_of
 from crl.methods.method import Method, Term, own_pass
 
@@ -77,16 +79,23 @@ class Remembering(Method):
     fixed: ClassVar[bool] = False
     critic: float = 0.0  # the weight of the distance of values
 
-    def accepts(self, agent: Agent) -> None:
-        """Only an actor-critic has a critic."""
-        refuse_without_critic(self.critic, agent)
-
     def remember(self, size: int, batch: int, every: int) -> None:
         """Set up: rows kept, rows rehearsed in a step, and steps between two looks at a minibatch."""
-        self.reservoir = Reservoir(whole("size", size), {})
-        self.batch, self.every = whole("batch", batch), whole("every", every)
+        self.reservoir = Reservoir(whole("size", size, 1, 10**8), {})
+        self.batch, self.every = whole("batch", batch, 1, 10**7), whole("every", every)
         self.tasks: list[str] = []
         self._stepped = 0
+
+    def accepts(self, agent: Agent) -> None:
+        """What is to be kept and rehearsed must fit into memory: of each row what is seen, at least."""
+        super().accepts(agent)
+        refuse_without_critic(self.critic, agent)
+        seen = getattr(getattr(agent, "interface", None), "observation", None)
+        free = available(torch.device("cpu"))
+        for name, rows in (("size", self.reservoir.size), ("batch", self.batch)):
+            need = rows * 4 * math.prod(getattr(seen, "shape", None) or ())
+            if free is not None and need > free:
+                raise CrlError(f"{name}: {rows:,} rows take {need / 2**30:.2g} GiB, and {free / 2**30:.2g} are free")
 
     def enter(self, visit: Visit) -> None:
         """Rows from now on are this visit's."""

@@ -7,6 +7,7 @@ in (arXiv 2509.22335). A count is known between `/low` and `/high` (at four stan
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crl.checked import truth, whole
+from crl.checked import number, truth, whole
 from crl.core import CrlError
 from crl.linalg import (
     CurvatureError,
@@ -70,23 +71,33 @@ class Hessian(Look):
         **look: Any,
     ) -> None:
         super().__init__(at=at, **look)
-        for name, value, least in (("probes", probes, 1), ("steps", steps, 2)):
+        for name, value, least, most in (("probes", probes, 1, 10_000), ("steps", steps, 2, 100_000)):
             if value is not None:
-                whole(name, value, least)
+                whole(name, value, least, most)
         whole("products", products, 2)
-        for name, number in (("resolution", resolution), ("memory", memory)):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-                raise CrlError(f"{name}: {number!r} is not a number above 0")
+        number("resolution", resolution, 1e-6, 1.0)
+        number("memory", memory, 1e-6)
         if chunk is not None:
             whole("chunk", chunk, 1)
         if not isinstance(of, str | list | tuple):
             raise CrlError(f"of: {of!r} is not a list of networks and layers")
-        if rho is not None and (isinstance(rho, bool) or not isinstance(rho, int | float)):
-            raise CrlError(f"rho: {rho!r} is not a number")
+        if rho is not None:
+            number("rho", rho, 0.0)
         self.chunk, self.fewer, self.exact = chunk, truth("fewer", fewer), truth("exact", exact)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         self.eps, self.relative, self.rho = _shares("eps", eps), _shares("relative", relative), rho
         self.effort = Effort(probes, steps, self.eps, self.relative, resolution, products, int(memory * 2**30))
+
+    @property
+    def products(self) -> int:
+        """How many products with the matrix a look takes, at most."""
+        return self.effort.most
+
+    def shortened(self, steps: int) -> Hessian:
+        """A monitor that takes no more than so many, by which a look's time is estimated."""
+        short = copy.copy(self)
+        short.effort = replace(self.effort, probes=1, steps=steps)
+        return short
 
     def look(self, view: View) -> Mapping[str, Any]:
         """`<network>`, its spectrum, and `<network>/<number>` for each number of it."""
@@ -292,6 +303,6 @@ def _apart(operator: Operator, problem: Problem, parts: Mapping[str, Mapping[str
 
 def _shares(name: str, values: Sequence[float]) -> tuple[float, ...]:
     found = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if not found or any(isinstance(v, bool) or not isinstance(v, int | float) or v < 0 for v in found):
+    if not found:
         raise CrlError(f"{name}: {values!r} is not a list of numbers of at least 0")
-    return found  # type: ignore[return-value]
+    return tuple(number(name, value, 0.0) for value in found)

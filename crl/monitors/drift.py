@@ -24,6 +24,7 @@ class Drift(Look):
     """
 
     needs = READ
+    compares = True
 
     def __init__(self, **look: Any) -> None:
         super().__init__(**look)
@@ -130,6 +131,7 @@ class PolicyDrift(Look):
     """
 
     needs = (*Look.needs, "divergence")
+    compares = True
 
     def __init__(self, *, samples: int = 512) -> None:
         super().__init__(samples=samples)

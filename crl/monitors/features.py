@@ -168,6 +168,7 @@ class Interference(Look):
     """
 
     needs = READ
+    compares = True
 
     def __init__(self, *, share: float = 0.99, **look: Any) -> None:
         super().__init__(**look)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crl.checked import whole
-from crl.core import Boundary
+from crl.core import Boundary, optimizers_of
 from crl.linalg import CurvatureError, Problem
 from crl.linalg.problem import flat, rows, steady
 from crl.monitors.look import Look, View
@@ -55,6 +55,8 @@ class Conflict(Look):
     Cosine of the two mean gradients, and the share of pairs of minibatches, one from each, whose cosine is below 0; of
     the parameters that both tasks have. Cost: a backward pass a task.
     """
+
+    compares = True
 
     def __init__(self, *, minibatches: int = 8, **look: Any) -> None:
         super().__init__(**look)
@@ -103,7 +105,7 @@ class SamplePlasticity(Look):
         gradient = dict(zip(map(id, problem.parameters.values()), _parts(view.problem), strict=True))
         before = problem.loss()
         with ExitStack() as steps:
-            for optimizer in view.agent.optimizers:
+            for optimizer in optimizers_of(view.agent):
                 steps.enter_context(stepped(optimizer, gradient))
             after = problem.loss()
         if not (math.isfinite(before) and math.isfinite(after)):

@@ -30,6 +30,7 @@ class Look:
     """
 
     needs: ClassVar[tuple[str, ...]] = (*READ, "objective")
+    compares: ClassVar[bool] = False  # whether it looks at earlier tasks in any case
 
     def __init__(
         self, *, at: Iterable[str] | str = PHASES, earlier: bool = False, samples: int = 512, every: int = 1
@@ -82,8 +83,13 @@ class View:
     @cached_property
     def experience(self) -> Any:
         """Fresh experience on the task: as much as the agent learns from at once, or more where more is asked for."""
+        return self.boundary.experience(self.task, self.size)
+
+    @property
+    def size(self) -> int:
+        """How much that is."""
         copies = getattr(getattr(self.agent, "interface", None), "envs", 1)
-        return self.boundary.experience(self.task, max(self.samples, getattr(self.agent, "stride", 1) * copies))
+        return max(self.samples, getattr(self.agent, "stride", 1) * copies)
 
     @cached_property
     def batch(self) -> Mapping[str, torch.Tensor]:
