@@ -1368,7 +1368,7 @@ def test_si() -> None:
         close(importance(method, "all"), total, 1e-5)
         uphill = torch.cat([p.flatten() < 0 for p in path.values()])
         assert uphill.any() and not uphill.all()
-    assert (SI().xi, SI().strength) == (0.1, 100)
+    assert (SI().xi, SI().strength) == (0.1, 30)
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,23 @@ def test_the_fisher_information_is_of_the_classes_that_can_be_the_answer(net: di
     assert (rows_of(found[1])[classes(plan, 1, 2)] > 0).all() and (rows_of(found[1])[others(plan, 1, 2)] == 0).all()
 
 
+def test_synaptic_intelligence_acts_at_its_default() -> None:
+    """It keeps what was learned, and does not stop the learning; a thirtieth of it did nothing."""
+    stream = {"data": "tests.tiny_images.real", "batch": 8, "epochs": 6}
+    agent = {"optimizer": {"use": "sgd"}, "learning_rate": 0.05}
+    learned, kept = [], []
+    for methods in ([], [{"use": "si"}]):
+        plan = attached(planned({"hidden": [64, 64]}, "task", *methods, stream=stream, agent=agent))
+        own = []
+        for index in (1, 2, 3):
+            visit(plan, index)
+            own.append(accuracy(plan, index))
+        learned.append(sum(own) / 3)
+        kept.append((accuracy(plan, 1) + accuracy(plan, 2)) / 2)
+    assert kept[1] > kept[0] + 0.06
+    assert learned[1] > learned[0] - 0.04
+
+
 # Packnet: what it froze answers as ever.
 
 
