@@ -82,7 +82,7 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module may fail in any way
+    except (Exception, SystemExit) as error:  # a module may fail in any way
         ours = module_name.split(".")[0] in ("agents", "envs", "configs")
         hidden = "; a package of crl's own has that name, so give yours another" if ours else ""
         raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}{hidden}") from error

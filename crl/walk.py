@@ -47,6 +47,7 @@ class Walk:
         self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure)
         self.terminal = Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
         self.detector, self.segment = Detector(), segment(plan, 1, 0)  # of use where boundaries are detected
+        self.visit: Visit | None = None  # the one that is under way, or was last
         self.asked_to_stop = ""
         self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
@@ -61,7 +62,8 @@ class Walk:
             self._boundary_row(0, None)
             self._checkpoint(0)
         for planned in self.plan.visits[visit_index:]:
-            visit, done = replace(planned, done=done), 0
+            self.visit = visit = replace(planned, done=done)
+            done = 0
             if visit.done == 0:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
@@ -230,6 +232,13 @@ class Walk:
         self.terminal.note(f"detected: {hits} of the walk's {there} boundaries, and {alarms} false alarms")
 
     # Small parts.
+
+    @property
+    def place(self) -> str:
+        """Where the walk is, in words."""
+        return (
+            f"visit {self.visit.index} ({self.visit.task.name}), step {self.step:,}" if self.visit else "at the start"
+        )
 
     def _log(
         self, found: Mapping[str, float | Array], visit: int, task: str = "", phase: str = "", note: str = ""

@@ -327,7 +327,7 @@ def build(**options: Any) -> GymTask:
     except gymnasium.error.DependencyNotInstalled as error:
         lines = re.findall(r"pip install [^`]+", str(error))
         raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
-    except Exception as error:  # an environment may fail in any way
+    except (Exception, SystemExit) as error:  # an environment may fail in any way
         wrappers = [use if isinstance(use, str) else use.__name__ for use, _ in options.get("wrappers", ())]
         parts = {"kwargs": options.get("kwargs"), "wrappers": wrappers, "change": options.get("setting")}
         asked = ", ".join(f"{name} {part}" for name, part in parts.items() if part)
