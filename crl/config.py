@@ -51,6 +51,8 @@ class EngineSpec:
     kind: str = field(default="sync", metadata={"choices": ("sync", "async", "envpool")})
     envs: int = at_least(1, 16, most=4_096)
     threads: int = at_least(0, 0, most=1_024)  # threads or processes that step; 0 is all cores; changes no result
+    timeout: int = at_least(0, 600, most=86_400)  # seconds that one call of an environment may take; 0: any
+    max_episode_steps: int = at_least(0, 100_000)  # an episode that has no end is ended there; 0: never
 
 
 @dataclass(frozen=True)

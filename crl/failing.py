@@ -1,4 +1,4 @@
-"""Whose failure an error is: an environment's, an agent's, a method's, a monitor's or a task's, told by its traceback."""
+"""Whose failure an error is, an environment's, an agent's, a method's, a monitor's or a task's: its traceback tells."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def failed(error: BaseException) -> Failed:
     """An error of any part as one line, with its traceback beside it."""
     if isinstance(error, Failed):
         return error
+    if isinstance(error, CrlError):
+        return Failed(str(error), "")
     trace = "".join(traceback.format_exception(error))
     who = culprit(error) or "crl itself"
     said = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else brief(error)

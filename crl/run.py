@@ -10,7 +10,7 @@ from typing import Any
 
 from crl import build, config, named
 from crl.baseline import add_baseline
-from crl.core import CrlError
+from crl.core import CrlError, NotTheSame
 from crl.failing import Failed, culprit, failed
 from crl.opened import Run
 from crl.stopping import AtOnce, Stopped, listening
@@ -85,14 +85,21 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
         add_baseline(run.experiment, folder, walk.plan, _alone)
         return
     state = folder.load(folder.latest(), run.experiment.digest)
+    run.records  # noqa: B018  # as the run left them; the log is cut back below
     plan = build.build(run.experiment)
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return
-    lost = max(_lost(run, state["step"]), 0)
     walk = Walk(plan, folder, verbosity, state["offset"])
-    walk.restore(state)
-    if lost:
+    try:
+        walk.restore(state)
+    except NotTheSame as error:  # then not from here, but from the boundary before
+        walk.terminal.note(str(error))
+        walk.close()
+        state = folder.load(folder.boundary(state["visit"]), run.experiment.digest)
+        walk = Walk(build.build(run.experiment), folder, verbosity, state["offset"])
+        walk.restore(state)
+    if lost := _lost(run, state["step"]):
         where = f"goes on from its step {state['done']:,}" if state["done"] else "starts again from its boundary"
         walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
@@ -141,6 +148,8 @@ def _own_way(error: BaseException, hears: bool) -> bool:
 def _told(error: Failed, walk: Walk, on: str) -> Failed:
     """The line of a failure with all that helps; its traceback goes to the run's `error.log`."""
     log = walk.folder.path / "error.log"
+    if not error.trace:
+        return Failed(f"{error}; {walk.place}; {on}", "")
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         file.write(f"{now}, {walk.place}: {error}\n{error.trace}\n")

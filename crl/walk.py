@@ -16,8 +16,10 @@ from crl.boundary import boundary_of, enter, look, segment, tell_methods
 from crl.core import (
     Array,
     CrlError,
+    NotTheSame,
     Record,
     State,
+    Task,
     Visit,
     derive,
     plain,
@@ -101,6 +103,8 @@ class Walk:
                 self._log(numbers, visit.index, visit.task.name)
                 self._refuse_nan(tick.numbers, visit)
                 self.terminal.numbers(numbers)
+                if "train/cut" in numbers:
+                    self._tell_endless(visit.task.name)
             score = tick.numbers.get(f"train/{self.plan.measure}")
             self.terminal.progress(tick.steps, score)
             self._detect(visit, score)
@@ -155,10 +159,7 @@ class Walk:
                     self._log({key: value}, visit.index, visit.task.name, phase)
             if problem:
                 self._log({name: math.nan}, visit.index, visit.task.name, phase, note=problem)
-                said = f"monitor {name}: {problem}"
-                if said not in self.told:
-                    self.terminal.note(said)
-                self.told.add(said)
+                self._tell_once(f"monitor {name}: {problem}")
             if found or problem:
                 cost = {f"time/monitor/{name}": time.perf_counter() - began}
                 self._log(cost, visit.index, visit.task.name, phase)
@@ -175,9 +176,10 @@ class Walk:
             numbers = {f"eval/{self.plan.measure}": score.mean}
             if score.lengths:
                 numbers["eval/length"] = float(np.mean(score.lengths))
-            if score.reason and score.reason not in self.told:
-                self.terminal.note(f"{task.name}: not evaluated: {score.reason}")
-                self.told.add(score.reason)
+            if score.reason:
+                self._tell_once(f"{task.name}: not evaluated: {score.reason}", score.reason)
+            if score.cut:
+                self._tell_endless(task.name)
             self._log(numbers, visit, task.name, phase)
             row.append(score.mean)
         return row
@@ -233,6 +235,16 @@ class Walk:
 
     # Small parts.
 
+    def _tell_once(self, text: str, what: str = "") -> None:
+        """Say something, unless it (or `what` of it matters) has been said in this walk."""
+        if (what or text) not in self.told:
+            self.terminal.note(text)
+        self.told.add(what or text)
+
+    def _tell_endless(self, task: str) -> None:
+        limit = f"{self.experiment.engine.max_episode_steps:,}"
+        self._tell_once(f"{task}: an episode has no end within {limit} steps and is ended (engine.max_episode_steps)")
+
     @property
     def place(self) -> str:
         """Where the walk is, in words."""
@@ -285,7 +297,7 @@ class Walk:
         self.step, self.rows = state["step"], [list(row) for row in state["matrix"]]
         restore(self.plan, state)
         for task in self.plan.tasks:
-            task.load_state_dict(state["tasks"][task.name])
+            self._restore_task(task, state["tasks"][task.name], bool(state["done"]))
         for name, value in state["monitors"].items():
             self.plan.monitors[name].load_state_dict(value)
         if "detector" in state:
@@ -300,6 +312,16 @@ class Walk:
         order = self.plan.order[: len(self.rows) - 1]
         self.board.matrix(self.step, self.rows, self.row_names[: len(self.rows)], self.names, order)
         self.folder.write_matrix(self.names, self.rows)
+
+    def _restore_task(self, task: Task, state: State, in_visit: bool) -> None:
+        """An environment that goes on over a boundary, and cannot be brought back there, begins anew."""
+        try:
+            task.load_state_dict(state)
+        except NotTheSame as error:
+            if in_visit:
+                raise
+            task.load_state_dict({})
+            self._tell_once(f"{error}; it begins anew here, so the run differs from one that was never stopped")
 
     def close(self) -> None:
         """Flush and close every sink."""

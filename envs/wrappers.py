@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from crl.core import Array, CrlError
+from envs.answers import number
 
 Env = gymnasium.Env[Any, Any]
 
@@ -74,7 +75,7 @@ class NoiseObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """A step whose observation is noisy."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._noisy(obs), float(reward), terminated, truncated, info
+        return self._noisy(obs), number(self, reward), terminated, truncated, info
 
 
 class RemapAction(gymnasium.ActionWrapper[Any, Any, Any]):
@@ -103,7 +104,7 @@ class ScaleReward(gymnasium.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         """The scaled reward."""
-        return float(reward) * self.by
+        return float(number(self, reward)) * self.by
 
 
 class SignReward(gymnasium.RewardWrapper[Any, Any]):
@@ -111,7 +112,7 @@ class SignReward(gymnasium.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         """The reward's opposite."""
-        return -float(reward)
+        return -float(number(self, reward))
 
 
 BY_NAME: dict[str, Callable[..., Env]] = {

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import yaml
 
 import crl
 from crl.cli import main
+from crl.core import CrlError
 from crl.store import RunFolder
+from crl.testing import check_task
+from envs.gym import build, join
+from tests.test_resume import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
 PPO = {"use": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "net": {"hidden": [4]}}
@@ -97,7 +102,7 @@ class FaultyMethod:
 def config(how: str = "", steps: int = 640, **parts: Any) -> dict[str, Any]:
     return {
         "name": "faulty",
-        "tasks": [{"env": "crl/Faulty-v0", "steps": steps, "name": "maze", "kwargs": {"how": how}}],
+        "tasks": [{"env": "tests.test_failing:crl/Faulty-v0", "steps": steps, "name": "maze", "kwargs": {"how": how}}],
         "agent": PPO,
         "engine": {"envs": 2},
         "monitors": [],
@@ -265,3 +270,155 @@ def test_ctrl_c_says_what_is_true(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "crl: stopped at once; the last checkpoint stands; go on with: crl resume runs/faulty/ppo/seed-0"
     assert RunFolder(Path("runs/faulty/ppo/seed-0")).manifest()["status"] == "interrupted"
+
+
+# What an environment answers.
+
+WRONG = {
+    "none": "environment Faulty: step() returned a NoneType; right is (observation, reward, terminated, truncated, info)",
+    "four": "environment Faulty: step() returned 4 values; right is (observation, reward, terminated, truncated, info)",
+    "text reward": "environment Faulty: step() returned the reward '1'; right is one number",
+    "array reward": "environment Faulty: step() returned the reward array([1.]); right is one number",
+    "text done": "environment Faulty: step() returned 'no' for terminated; right is true or false",
+    "shape": "environment Faulty: an observation of shape (4,) came; its space has (3,)",
+    "one": "environment Faulty: an observation of shape (1,) came; its space has (3,)",
+    "scalar": "environment Faulty: an observation of shape () came; its space has (3,)",
+}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("how", WRONG)
+def test_a_wrong_answer_is_named_at_once(walked: Any, how: str, kind: str) -> None:
+    if kind == "async" and how != "text done":
+        pytest.skip("one is enough: a worker's engine is the same")
+    code, said, folder = walked(config(how, engine={"envs": 2, "kind": kind, "threads": 1}))
+    assert code == 2 and len(said) == 1, said
+    assert f"crl: {WRONG[how]}; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
+    assert folder.manifest()["status"] == "failed"
+
+
+@pytest.mark.parametrize("how", ["text reward", "array reward"])
+@pytest.mark.parametrize("wrapper", ["noise_observation", "sign_reward", "scale_reward", "time limit", "joined"])
+def test_no_wrapper_makes_a_wrong_answer_fit(walked: Any, wrapper: str, how: str) -> None:
+    data = config(how)
+    if wrapper == "joined":
+        data["tasks"].append({"env": "CartPole-v1", "steps": 32})
+    elif wrapper == "time limit":
+        data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
+    else:
+        data["tasks"][0]["wrappers"] = [wrapper]
+    code, said, _ = walked(data)
+    assert code == 2 and "Faulty: step() returned the reward " in said[0], said
+
+
+def test_too_few_values_are_named_though_a_wrapper_trips_over_them(walked: Any) -> None:
+    data = config("four")
+    data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
+    code, said, _ = walked(data)
+    assert code == 2 and "crl: environment Faulty: step() returned too few or too many values; right is (obs" in said[0]
+
+
+# Environments that hang, and episodes without an end.
+
+
+class Hanging(Faulty):
+    """After 300 steps one takes for ever; or its episodes have no end."""
+
+    def step(self, action: Any) -> Any:
+        found = list(super().step(action))
+        if self.how == "endless":
+            found[2] = False
+        elif CALLS["n"] > 300:
+            time.sleep(1000)
+        return tuple(found)
+
+
+class Unforgetful(Faulty):
+    """The last action of an episode is seen after the next reset, which is told a seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return obs + np.float32(self.last), info
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        obs[0], self.last = self.last, float(action) / 2
+        return (obs, reward * float(action), *rest)
+
+
+for name in ("Hanging", "Unforgetful"):
+    if f"crl/{name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"crl/{name}-v0", f"tests.test_failing:{name}", disable_env_checker=True)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_environment_that_hangs_costs_a_line(walked: Any, kind: str) -> None:
+    data = config(engine={"envs": 2, "kind": kind, "threads": 1, "timeout": 1 if kind == "sync" else 6})
+    data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
+    code, said, _ = walked(data)
+    assert code == 2 and "task maze: one call has taken longer than engine.timeout" in said[0], said
+
+
+def test_an_episode_without_an_end_is_ended_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = config("endless", engine={"envs": 2, "max_episode_steps": 50})
+    data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
+    run = crl.train(data, out=tmp_path, verbosity=0)
+    said = "maze: an episode has no end within 50 steps and is ended (engine.max_episode_steps)"
+    assert capsys.readouterr().err.count(said) == 1, "once"
+    assert set(run.curve("train/length")[1]) == set(run.curve("eval/length")[1]) == {50.0}
+    assert set(run.curve("train/cut")[1]) == {1.0}
+    CALLS["n"] = 0
+    steps = crl.train(config(), out=tmp_path / "other").curve("train/cut")[0]
+    assert not len(steps), "episodes that end by themselves are not cut"
+
+
+# What does not come back.
+
+
+def stopped_and_resumed(data: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> Any:
+    """A run that is stopped in the middle of its last visit, and resumed."""
+    from crl.walk import Walk
+
+    old = Walk._passed
+
+    def ask(self: Walk, every: int, last: int) -> bool:
+        if self.step >= at and not out.joinpath("asked").exists():
+            out.joinpath("asked").touch()
+            self.asked_to_stop = "a test"
+        return old(self, every, last)
+
+    out.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(CrlError, match="stopped by a test"):
+        patch.setattr(Walk, "_passed", ask)
+        crl.train(data, out=out)
+    folder = next(out.glob("*/*/seed-0"))
+    assert RunFolder(folder).load(RunFolder(folder).stopped, crl.load(folder).experiment.digest)["done"] % 32
+    return crl.resume(folder, verbosity=0)
+
+
+def test_what_does_not_come_back_begins_its_visit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = config()
+    data["tasks"][0] = {"env": "tests.test_failing:crl/Unforgetful-v0", "steps": 320, "name": "maze"}
+    whole = crl.train(data, out=tmp_path / "whole")
+    resumed = stopped_and_resumed(data, tmp_path / "runs", monkeypatch, at=150)
+    said = capsys.readouterr().err
+    assert "environment Unforgetful does not come back to where it was when it is replayed" in said
+    assert "visit 1 starts again from its boundary: " in said
+    assert remembered(resumed) == remembered(whole)
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 320, "name": "pole"}
+    whole = crl.train(data, out=tmp_path / "whole2")
+    assert remembered(stopped_and_resumed(data, tmp_path / "runs2", monkeypatch, at=150)) == remembered(whole)
+    assert "does not come back" not in capsys.readouterr().err
+
+
+def test_a_checked_task_that_does_not_come_back_is_named() -> None:
+    task = build(env="tests.test_failing:crl/Unforgetful-v0", name="maze", envs=4)
+    join([task])
+    with pytest.raises(AssertionError, match=r"does not come back .*: reset\(seed\) must forget all"):
+        check_task(task)
