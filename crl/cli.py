@@ -146,7 +146,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.describe(arguments.config, tuple(_changes(arguments))))
+    print(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
     return 0
 
 
@@ -294,6 +294,7 @@ def _walking(commands: Any) -> None:
 
     check = commands.add_parser("check", help="validate a config and print its plan; trains nothing")
     check.add_argument("config", help="a file, or the name of a shipped config")
+    check.add_argument("--deep", action="store_true", help="also step every environment: does it come back exactly?")
     _settings(check)
     check.set_defaults(command=_check)
 

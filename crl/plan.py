@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from crl import build, config, named
-from crl.core import CrlError, Visit, aside, derive
+from crl.core import CrlError, NotTheSame, Visit, aside, derive
 from crl.opened import Run
 from crl.walk import EVALUATE
 
 TRIAL = 1.5  # seconds that an estimate may take
 
 
-def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
-    """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
+def describe(source: str, changes: tuple[tuple[str, Any], ...] = (), deep: bool = False) -> str:
+    """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here.
+
+    A `deep` check steps every environment, and refuses one that a resumed run could not bring back.
+    """
     plan = build.build(config.read(source, changes))
+    stepped = [_brought_back(task) for task in plan.tasks if hasattr(task, "bring_back")] if deep else []
     experiment = plan.experiment
     unit = "samples" if experiment.stream else "steps"
     lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} {unit}"]
@@ -40,6 +44,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
         f"time      about {_clock(_estimate(plan))} here, measured on a throw-away agent; monitors come on top",
+        *stepped,
     ]
     return "\n".join(lines)
 
@@ -153,6 +158,15 @@ def _estimate(plan: build.Plan) -> float:
     episodes = evaluation.episodes * rows
     looking = sum(episodes * 100 * (1 / speed + 1e-4) for speed in speeds)  # an episode is some 100 steps
     return float(training + looking)
+
+
+def _brought_back(task: Any) -> str:
+    try:
+        task.bring_back()
+    except NotTheSame as error:
+        remedy = "a run that is stopped in mid-visit begins that visit again; reset(seed) must forget all before it"
+        raise CrlError(f"{task.name}: {error}: {remedy}") from None
+    return f"deep      {task.name}: stepped, stopped and brought back: the same"
 
 
 def _told(plan: build.Plan) -> str:

@@ -183,15 +183,16 @@ class Sync:
 
     def _replay(self, copy: int, log: list[Any], dtype: Any) -> Array:
         """The last observation of an episode that is done again."""
-        obs = self._begin(copy).astype(dtype)
-        digest = zlib.crc32(obs)
+        obs = np.ascontiguousarray(self._begin(copy), dtype)
+        digest = zlib.crc32(obs.data)
         for entry in log:
             if isinstance(entry, dict):
                 put(self.envs[copy], *entry["set"])
                 self.episodes[copy].log.append(entry)  # type: ignore[union-attr]
                 continue
-            obs = self._step(copy, entry.numpy() if entry.ndim else entry.numpy()[()])[0].astype(dtype)
-            digest = zlib.crc32(obs, digest)
+            obs = self._step(copy, entry.numpy() if entry.ndim else entry.numpy()[()])[0]
+            obs = np.ascontiguousarray(obs, dtype)
+            digest = zlib.crc32(obs.data, digest)
         self.episodes[copy].digest = digest
         return obs
 

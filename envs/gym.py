@@ -88,7 +88,7 @@ class GymTask:
             trial = Sync(lambda: probe, 1, 0)
             trial.reset()
             probe.action_space.seed(0)
-            trial.step([probe.action_space.sample()])
+            trial.step(np.asarray(probe.action_space.sample())[None])
         self.interface = self.make.own = Interface(probe.observation_space, probe.action_space, envs)
         untouched = isinstance(probe, Symbols) and not self.make.wrappers
         self.best = 1.0 if untouched else None  # the largest possible return, where it is known
@@ -269,6 +269,26 @@ class GymTask:
                 ended = terminated or truncated
         env.close()
         return pictures
+
+    def bring_back(self, steps: int = 600) -> None:
+        """Step copies at random, bring others to the same place, and compare: refuses what does not come back."""
+        seed, space = 7, batch_space((self.shared or self.interface).action, self.interface.envs)
+        space.seed(seed)
+        engines = [self._training(seed), self._training(seed)]
+        try:
+            with aside(seed), self.alarm:
+                engines[0].reset()
+                for _ in range(math.ceil(steps / engines[0].copies)):
+                    engines[0].step(np.asarray(space.sample()))
+                engines[1].load_state_dict(engines[0].state_dict())
+                for _ in range(20):
+                    actions = np.asarray(space.sample())
+                    pair = [engine.step(actions) for engine in engines]
+                    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*pair, strict=True)):
+                        raise NotTheSame("an environment that was brought back goes on otherwise")
+        finally:
+            for engine in engines:
+                engine.close()
 
     def speed(self, seconds: float = 0.3) -> float:
         """Environment steps per second with random actions, measured now."""

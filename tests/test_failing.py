@@ -18,6 +18,7 @@ from crl.cli import main
 from crl.core import CrlError
 from crl.store import RunFolder
 from crl.testing import check_task
+from envs.answers import STEP
 from envs.gym import build, join
 from tests.test_resume import remembered
 
@@ -275,8 +276,8 @@ def test_ctrl_c_says_what_is_true(
 # What an environment answers.
 
 WRONG = {
-    "none": "environment Faulty: step() returned a NoneType; right is (observation, reward, terminated, truncated, info)",
-    "four": "environment Faulty: step() returned 4 values; right is (observation, reward, terminated, truncated, info)",
+    "none": f"environment Faulty: step() returned a NoneType; right is {STEP}",
+    "four": f"environment Faulty: step() returned 4 values; right is {STEP}",
     "text reward": "environment Faulty: step() returned the reward '1'; right is one number",
     "array reward": "environment Faulty: step() returned the reward array([1.]); right is one number",
     "text done": "environment Faulty: step() returned 'no' for terminated; right is true or false",
@@ -422,3 +423,30 @@ def test_a_checked_task_that_does_not_come_back_is_named() -> None:
     join([task])
     with pytest.raises(AssertionError, match=r"does not come back .*: reset\(seed\) must forget all"):
         check_task(task)
+
+
+@pytest.mark.parametrize("env", ["tests.test_failing:crl/Unforgetful-v0", "CartPole-v1"])
+def test_a_deep_check_tells_before_a_long_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {**config(), "tasks": [{"env": env, "steps": 64, "name": "maze"}]}
+    Path("c.yaml").write_text(yaml.safe_dump(data))
+    good = env == "CartPole-v1"
+    assert main(["check", "c.yaml", "--deep"]) == (0 if good else 2)
+    said = capsys.readouterr()
+    if good:
+        assert "maze: stepped, stopped and brought back: the same" in said.out
+    else:
+        assert said.err.startswith("crl: maze: environment Unforgetful does not come back to where it was")
+
+
+def test_a_visit_has_twenty_lines_and_a_rollout_can_be_stopped_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """640 steps are 20 rollouts of 32; a stop comes in the middle of one, and changes nothing."""
+    data = config(agent={**PPO, "n_steps": 64, "batch_size": 64, "normalize": {"observation": True}})
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 640, "name": "pole"}
+    whole = crl.train(data, out=tmp_path / "whole")
+    assert len(whole.curve("walk/visit")[0]) == 20 and len(whole.curve("losses/loss")[0]) == 5
+    assert remembered(stopped_and_resumed(data, tmp_path / "runs", monkeypatch, at=330)) == remembered(whole)
