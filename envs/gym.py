@@ -132,7 +132,8 @@ class GymTask:
             learned = self._learn(agent, engine)
             broken = not all(map(math.isfinite, learned.values()))  # told at once, before anything trips over it
             if broken or world.steps % every == 0 or world.steps >= visit.steps:
-                numbers, world.tally = world.tally.numbers(), Tally()
+                ended = float(world.tally.counts.get("train/return", 0))
+                numbers, world.tally = {**world.tally.numbers(), "train/episodes": ended}, Tally()
                 yield Tick(world.steps, numbers)
             elif world.steps % pause == 0:
                 yield Tick(world.steps, {})

@@ -444,7 +444,7 @@ def test_a_deep_check_tells_before_a_long_run(
 def test_a_visit_has_twenty_lines_and_a_rollout_can_be_stopped_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """640 steps are 20 rollouts of 32; a stop comes in the middle of one, and changes nothing."""
+    """640 steps are five rollouts of 128; a stop comes in the middle of one, and changes nothing."""
     data = config(agent={**PPO, "n_steps": 64, "batch_size": 64, "normalize": {"observation": True}})
     data["tasks"][0] = {"env": "CartPole-v1", "steps": 640, "name": "pole"}
     whole = crl.train(data, out=tmp_path / "whole")
