@@ -111,11 +111,27 @@ class OnPolicy(SB3Agent):
         return [(self.algo.policy, "action_net"), (self.algo.policy, "value_net")]
 
     def state_dict(self) -> State:
-        """Taken between rollouts, so none is stored."""
-        return {**super().state_dict(), "starts": torch.from_numpy(self._starts.copy())}
+        """With the rollout as far as it is collected."""
+        buffer: Any = self.algo.rollout_buffer
+        rows = {name: torch.from_numpy(value[: buffer.pos].copy()) for name, value in self._rollout()}
+        return {
+            **super().state_dict(),
+            "starts": torch.from_numpy(self._starts.copy()),
+            "rollout": {"rows": rows if buffer.pos else {}, "pos": buffer.pos},
+        }
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         super().load_state_dict(state)
         self._starts = state["starts"].numpy().copy()
-        self.algo.rollout_buffer.reset()
+        buffer: Any = self.algo.rollout_buffer
+        buffer.reset()
+        for name, rows in state["rollout"]["rows"].items():
+            getattr(buffer, name)[: len(rows)] = rows.numpy()
+        buffer.pos = state["rollout"]["pos"]
+
+    def _rollout(self) -> list[tuple[str, Array]]:
+        """The arrays of the rollout buffer, a row a vector step."""
+        buffer: Any = self.algo.rollout_buffer
+        shape = (buffer.buffer_size, buffer.n_envs)
+        return [(n, v) for n, v in vars(buffer).items() if isinstance(v, np.ndarray) and v.shape[:2] == shape]

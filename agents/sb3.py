@@ -43,6 +43,7 @@ class SB3Agent:
     """What the on-policy and off-policy agents share: construction, boundaries, state."""
 
     learns_from = "transitions"
+    pause = 1  # it can be stopped between updates, with a rollout that is not whole
     algorithm: ClassVar[type[BaseAlgorithm]]
     defaults: ClassVar[Mapping[str, Any]] = {}
 

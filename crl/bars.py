@@ -109,8 +109,11 @@ class Bars:
             return
         back = f"\x1b[{len(self._drawn)}A\r" if self._drawn else ""
         clear, rest = ("\x1b[K", "\x1b[J") if self.live else ("", "")
-        self._stream.write(back + "".join(f"{line}{clear}\n" for line in [*said, *shown]) + rest)
-        self._stream.flush()
+        try:
+            self._stream.write(back + "".join(f"{line}{clear}\n" for line in [*said, *shown]) + rest)
+            self._stream.flush()
+        except (OSError, ValueError):  # nobody is there to read any more, and the runs go on
+            self._quiet = True
         self._drawn = shown
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ def look(name: str, monitor: Any, boundary: Boundary) -> tuple[dict[str, Any], s
             found = {key: _numbers(value) for key, value in monitor.measure(shown).items()}
         except (CrlError, CurvatureError) as error:
             return {}, str(error)
-        except Exception as error:  # a monitor of anybody's must not end a long run
+        except (Exception, SystemExit) as error:  # a monitor of anybody's must not end a long run
             return {}, brief(error)
     return {f"{name}/{key}": value for key, value in found.items()}, ""
 

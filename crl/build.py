@@ -106,6 +106,7 @@ def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]
                 wrappers = [_wrapper(item, f"{place}.wrappers.{j}") for j, item in enumerate(spec.wrappers)]
                 own = {"env": spec.env, "kwargs": spec.kwargs, "wrappers": wrappers, "setting": setting}
                 how = {"engine": engine.kind, "envs": engine.envs, "threads": engine.threads}
+                how |= {"timeout": engine.timeout, "max_episode_steps": engine.max_episode_steps}
                 tasks[name] = at(place, gym.build, name=name, **own, **how, world=world)
             once.append((name, spec.steps))
     names = list(tasks)

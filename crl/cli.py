@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from crl.core import INSTALLED_ONLY, CrlError
+from crl.failing import Failed, culprit, failed
+from crl.stopping import interruptible
 
 STUDIES = (
     "critic_scale",
@@ -24,7 +28,11 @@ STUDIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a mistake of the user's costs one line on stderr and exit code 2."""
+    """Run a command. Whatever goes wrong costs one line on stderr and an exit code that is not 0.
+
+    2: a mistake, or a part that failed (`-v` shows its traceback); 130: ended at once by Ctrl-C; 141: nobody reads.
+    """
+    _open_streams()
     parser = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown and not hasattr(arguments, "options"):
@@ -35,21 +43,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.installed_only:
         os.environ[INSTALLED_ONLY] = "1"
     try:
-        return command(arguments)
-    except CrlError as error:
-        print(f"crl: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("crl: stopped at once; the last checkpoint stands", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
-    except OSError as error:  # the disk is full, or a file is where a folder should be
-        print(f"crl: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        with interruptible():
+            code = command(arguments)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as error:
+        return _say(f"stopped at once{f'; {error}' if str(error) else ''}", 130)
+    except BrokenPipeError as error:
+        if culprit(error):
+            return _failed(error, arguments)
+        return 141
+    except (Exception, SystemExit) as error:
+        return _failed(error, arguments)
     finally:
         if before is None:
             os.environ.pop(INSTALLED_ONLY, None)
+        _let_go()
+
+
+def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
+    if isinstance(error, OSError) and not culprit(error):  # the disk is full, or a file is where a folder should be
+        return _say(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    if isinstance(error, CrlError) and not isinstance(error, Failed):
+        return _say(str(error), 2)
+    told, loud = failed(error), getattr(arguments, "verbosity", 0) > 0
+    if loud:
+        print(told.trace, file=sys.stderr)
+    return _say(f"{told}{'' if loud or 'error.log' in str(told) else _how_to_see(arguments)}", 2)
+
+
+def _how_to_see(arguments: argparse.Namespace) -> str:
+    return "; -v shows its traceback" if hasattr(arguments, "verbosity") else ""
+
+
+def _say(line: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print(f"crl: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _let_go() -> None:
+    """What nobody reads any more is dropped here: the interpreter would complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> None:
+    """Streams that were closed are as good as /dev/null, and characters that a stream cannot show are replaced.
+
+    A closed one would otherwise be the number of the next file that is opened, a checkpoint perhaps.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,7 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise CrlError("--jobs says how many seeds run at once, so it needs --seeds")
     how = {name: getattr(arguments, name) for name in ("out", "overwrite", "verbosity")}
     if arguments.seeds is None:
-        done = run.train(source, **how, changes=changes)
+        done = run.train(source, **how, go_on=arguments.go_on, changes=changes)
         if arguments.verbosity >= 0:
             print(done.path)
         return 0
@@ -95,7 +152,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.describe(arguments.config, tuple(_changes(arguments))))
+    print(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
     return 0
 
 
@@ -231,7 +288,11 @@ def _walking(commands: Any) -> None:
     what.add_argument("--env-seq", metavar="YAML", help="environments: a file, or the name of a shipped config")
     what.add_argument("--data-seq", metavar="YAML", help="slices of a dataset: a file, or the name of a shipped config")
     train.add_argument("--out", default="runs", help="where runs go (default: runs)")
-    train.add_argument("--overwrite", action="store_true", help="drop the run that is there already")
+    there = train.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="drop the run that is there already")
+    there.add_argument(
+        "--continue", dest="go_on", action="store_true", help="go on with the run that is there already, if one is"
+    )
     train.add_argument("--seeds", type=int, metavar="N", help="walk with N seeds, from --seed on, and sum them up")
     train.add_argument("--jobs", type=int, help="seeds at once (default: as many as there are cores for their threads)")
     _settings(train)
@@ -245,6 +306,7 @@ def _walking(commands: Any) -> None:
 
     check = commands.add_parser("check", help="validate a config and print its plan; trains nothing")
     check.add_argument("config", help="a file, or the name of a shipped config")
+    check.add_argument("--deep", action="store_true", help="also step every environment: does it come back exactly?")
     _settings(check)
     check.set_defaults(command=_check)
 

@@ -54,6 +54,8 @@ class EngineSpec:
     kind: str = field(default="sync", metadata={"choices": ("sync", "async", "envpool")})
     envs: Annotated[int, Range(1, 4_096)] = 16
     threads: Annotated[int, Range(0, 1_024)] = 0  # that step, or processes; 0 is all cores; changes no result
+    timeout: Annotated[int, Range(0, 86_400)] = 600  # seconds that one call of an environment may take; 0: any
+    max_episode_steps: Annotated[int, Range(0, 10**9)] = 100_000  # an episode that has no end is ended there; 0: never
 
 
 @dataclass(frozen=True)

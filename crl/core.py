@@ -42,6 +42,10 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
+class NotTheSame(CrlError):
+    """An environment does not come back to where it was: seeded again and replayed, it shows something else."""
+
+
 class NotYet(Exception):
     """The agent cannot answer for a task yet (it has no head for it, say): evaluated as NaN, with this reason."""
 
@@ -137,6 +141,7 @@ class Score:
     returns: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     reason: str = ""
+    cut: int = 0  # episodes that had no end, and were ended by the engine's limit
 
     @property
     def mean(self) -> float:
@@ -172,13 +177,14 @@ class Agent(Protocol):
     Further parts are optional, and each unlocks something: `enter(visit)` hears of an announced boundary (all rules
     but the defaults need it), and `accepts(rules)` refuses some of them with a `CrlError`; `facing(task)` is a
     context around evaluation and looking (heads, masks); `stride` is the number of vector steps between two updates
-    (visits are rounded up to it); `model` and `optimizers` (or one `optimizer`) are what methods and monitors work
-    on. `prepare(experience)` makes a batch, a mapping of tensors with all that is constant while learning;
-    `outputs(batch)`, (samples, numbers), and `objective(outputs, batch)`, the mean loss, are pure in the model's
-    parameters: gradients and curvature. Beside them `networks` names the parameters of each network (by default all
-    of the model is one), `error(outputs, batch)` is the part of the objective that is an error, `metric(outputs,
-    batch)` weighs outputs where the objective is not convex in them, `divergence(before, after)` says by name how
-    far each sample's outputs moved.
+    (visits are rounded up to it, and a run stops at its multiples; at those of `pause`, where there is one: where
+    `state_dict` is whole between updates too, `pause` is 1); `model` and `optimizers` (or one `optimizer`) are what
+    methods and monitors work on. `prepare(experience)` makes a batch, a mapping of tensors with all that is
+    constant while learning; `outputs(batch)`, (samples, numbers), and `objective(outputs, batch)`, the mean loss,
+    are pure in the model's parameters: gradients and curvature. Beside them `networks` names the parameters of each
+    network (by default all of the model is one), `error(outputs, batch)` is the part of the objective that is an
+    error, `metric(outputs, batch)` weighs outputs where the objective is not convex in them, `divergence(before,
+    after)` says by name how far each sample's outputs moved.
 
     Methods use, beside these and the `interface`: `minibatch`, the batch whose step is about to happen; `chains`, lists
     of module names from what is seen to what is answered, in order (read off a model that is an `nn.Sequential`);

@@ -84,7 +84,7 @@ def locate(path: str, short: Mapping[str, str], place: str) -> Any:
         module = imported(module_name)
     except CrlError as error:
         raise CrlError(f"{place}: {error}") from None
-    except Exception as error:  # a module may fail in any way
+    except (Exception, SystemExit) as error:  # a module may fail in any way
         ours = module_name.split(".")[0] in ("agents", "envs", "configs")
         hidden = "; a package of crl's own has that name, so give yours another" if ours else ""
         raise CrlError(f"{place}: cannot import {module_name!r}: {brief(error)}{hidden}") from error

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from crl import build, config, named
-from crl.core import CrlError, derive
+from crl.core import CrlError, NotTheSame, derive
 from crl.estimate import estimate
 from crl.opened import Run
 from crl.walk import EVALUATE
 
 
-def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
-    """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here."""
+def describe(source: str, changes: tuple[tuple[str, Any], ...] = (), deep: bool = False) -> str:
+    """The plan of a config in words: its visits, spaces, agent, rules, and how long it will take here.
+
+    A `deep` check steps every environment, and refuses one that a resumed run could not bring back.
+    """
     plan = build.build(config.read(source, changes))
+    stepped = [_brought_back(task) for task in plan.tasks if hasattr(task, "bring_back")] if deep else []
     experiment = plan.experiment
     unit = "samples" if experiment.stream else "steps"
     lines = [f"{experiment.name}: {len(plan.tasks)} tasks, {len(plan.order)} visits, {sum(plan.steps):,} {unit}"]
@@ -40,6 +44,7 @@ def describe(source: str, changes: tuple[tuple[str, Any], ...] = ()) -> str:
         f"monitors  {', '.join(plan.monitors) or 'none'}",
         f"evaluated {_evaluated(experiment)}",
         f"time      {clock}",
+        *stepped,
         *(f"warning   {said}" for said in [*plan.warnings, *([remark] if remark else [])]),
     ]
     return "\n".join(lines)
@@ -133,6 +138,15 @@ def _method(name: str, cls: Any) -> list[str]:
     for kind, own in getattr(cls, "by_kind", {}).items():
         lines.append(f"{'':<24}   learning from {kind}: {', '.join(f'{name}: {value}' for name, value in own.items())}")
     return lines
+
+
+def _brought_back(task: Any) -> str:
+    try:
+        task.bring_back()
+    except NotTheSame as error:
+        remedy = "a run that is stopped in mid-visit begins that visit again; reset(seed) must forget all before it"
+        raise CrlError(f"{task.name}: {error}: {remedy}") from None
+    return f"deep      {task.name}: stepped, stopped and brought back: the same"
 
 
 def _told(plan: build.Plan) -> str:

@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike
 
 from crl import build, config, metrics, run, stats
 from crl.bars import Bars, Progress
-from crl.core import CrlError, brief
+from crl.core import CrlError
+from crl.failing import failed
 from crl.opened import Run
 from crl.pictures import LARGE, number, short
 from crl.stopping import listening
@@ -183,10 +184,10 @@ class Walk:
         """See what is there: a finished run, one to go on with, or one of another config, which is refused."""
         if overwrite or not (self.folder.path / "manifest.json").exists():
             return  # nothing is there, or nothing but what was begun when it was killed
-        refuse_another(self.folder, self.experiment)
+        run.refuse_another(self.folder, self.experiment)
         if self.folder.manifest()["status"] == "finished":
             self.state = FINISHED
-        self.again = any(self.folder.checkpoints.glob("*.pt"))
+        self.again = self.folder.has_checkpoint
         self.progress.read()  # boundaries of before the stop are not told again
 
     def start(self) -> None:
@@ -313,20 +314,12 @@ def child(job: Mapping[str, str]) -> None:
     threading.Thread(target=_heed, daemon=True).start()
     try:
         experiment = config.parse(config.Experiment, config.parse_yaml(job["config"], "the parent's config"))
-        folder = RunFolder(Path(job["out"]) / experiment.place)
-        if not folder.occupied:
-            run.begin(experiment, job["out"])
-            return
-        refuse_another(folder, experiment)
-        if not any(folder.checkpoints.glob("*.pt")):  # killed before its first
-            run.begin(experiment, job["out"], overwrite=True)
-        elif folder.manifest()["status"] != "finished":
-            run.resume(folder.path)
+        run.begin_or_go_on(experiment, job["out"])
     except CrlError as error:
         sys.exit(" ".join(str(error).split()))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # never exit code 0
         traceback.print_exc()
-        sys.exit(brief(error))
+        sys.exit(str(failed(error)))
 
 
 def _heed() -> None:
@@ -336,31 +329,6 @@ def _heed() -> None:
 
 
 # Small parts.
-
-
-def refuse_another(folder: RunFolder, experiment: config.Experiment) -> None:
-    """A run of another config is not gone on with, and not dropped unless that is asked for."""
-    there = Run(folder.path).experiment
-    if there != experiment:
-        raise CrlError(
-            f"{folder.path} is of another config: {_difference(there.plain(), experiment.plain())}; "
-            "--overwrite begins all anew, with another `name` both are kept"
-        )
-
-
-def _difference(there: Any, here: Any, place: str = "") -> str:
-    """The first thing that two configs say differently.
-
-    >>> _difference({"tasks": [{"steps": 1}]}, {"tasks": [{"steps": 2}]})
-    'tasks.0.steps is 1 there and 2 here'
-    """
-    if isinstance(there, list) and isinstance(here, list):
-        there, here = dict(enumerate(there)), dict(enumerate(here))
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return _difference(there.get(key), here.get(key), f"{place}.{key}".lstrip("."))
-    old, new = ("not set" if value is None else value for value in (there, here))
-    return f"{place} is {old} there and {new} here"
 
 
 def _these(seeds: Sequence[int]) -> str:

@@ -180,6 +180,11 @@ class RunFolder:
         """The checkpoint of an interrupted visit."""
         return self.checkpoints / "stopped.pt"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return any(self.checkpoints.glob("*.pt"))
+
     def latest(self) -> Path:
         """The checkpoint to go on from."""
         if self.stopped.is_file():

@@ -103,14 +103,20 @@ class Terminal:
         self._redraw("")
 
     def _print(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write, if anybody is there to read: a long run does not end because its watcher has gone."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # a broken pipe, a terminal hung up, a closed stream
+            self._verbosity, self._tty = -1, False
 
     def _redraw(self, line: str) -> None:
         """Put `line` in the place of the live line."""
         if self._tty and (line or self._live):
-            self._stream.write(f"\r{line}\x1b[K")
-            self._stream.flush()
+            self._write(f"\r{line}\x1b[K")
         self._live = line
 
 

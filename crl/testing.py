@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import inspect
 import io
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +26,7 @@ from crl.core import (
     Interface,
     Method,
     Monitor,
+    NotTheSame,
     State,
     Task,
     Visit,
@@ -68,7 +68,7 @@ def check_agent(cls: Any, interface: Interface | None = None, **options: Any) ->
     _same(resumed, end, "a resumed agent differs from one that never stopped in", "state_dict() must hold whatever "
           "the next update depends on, the optimizer and counters too")  # fmt: skip
     with aside(1):
-        looked_at = _evaluated(trial().go(1)).go().state()
+        looked_at = _evaluated(trial().go(middle=True)).go().state()
     _same(looked_at, end, "an agent that was evaluated goes on differently in", "act() must leave no trace of itself")
 
 
@@ -156,13 +156,14 @@ class _Trial:
                 part.enter(self.visit)
         return self
 
-    def go(self, ticks: int | None = None) -> _Trial:
-        """Train for some ticks, or to the end."""
+    def go(self, middle: bool = False) -> _Trial:
+        """Train to the end, or to the first safe point in the last two thirds."""
         if not self.task.state_dict():
             self.start()
-        for _ in itertools.islice(self.task.train(self.agent, self.visit), ticks):
-            pass
-        if ticks is None and self.method is not None:
+        for tick in self.task.train(self.agent, self.visit):
+            if middle and tick.steps > self.visit.steps / 3:
+                break
+        if not middle and self.method is not None:
             self.method.leave(self.visit)
         return self
 
@@ -192,7 +193,7 @@ def _straight(trial: Callable[[], _Trial]) -> tuple[State, State]:
     """The states in the middle and at the end of a visit, which must have taught the agent something."""
     with aside(1):
         walk = trial()
-        begin, middle = _weights(walk.agent), walk.go(1).state()
+        begin, middle = _weights(walk.agent), walk.go(middle=True).state()
         end = walk.go().state()
         learned = _difference(begin, _weights(walk.agent))
     assert learned, f"nothing was learned in {walk.visit.steps} steps: update() must change the agent's weights."
@@ -314,20 +315,24 @@ def _check_training(task: Task, interface: Interface) -> None:
     steps = interface.envs * math.ceil(3 * TICK / interface.envs)
     visit = Visit(1, task, steps, seed=11, total=steps, tasks=1)
     with aside(1):
-        agent, ticks = _Chance(interface), []
+        agent, ticks, middle = _Chance(interface), [], None
         for tick in task.train(agent, visit):
             ticks.append(tick.steps)
             assert agent.steps == tick.steps, f"a tick tells of {tick.steps} steps, but the agent saw {agent.steps}."
-            if len(ticks) == 1:
+            if middle is None and steps / 3 < tick.steps < steps:
                 middle = _frozen({"task": task.state_dict(), "agent": agent.state_dict(), "random": random_state()})
         end = agent.state_dict()
         assert ticks and ticks[-1] == steps, f"a visit of {steps} steps ends after {ticks[-1:]}: they must agree."
+        if middle is None:  # it has no safe point within
+            return
         resumed = _Chance(interface)
         resumed.load_state_dict(middle["agent"])
-        task.load_state_dict(middle["task"])
+        try:
+            task.load_state_dict(middle["task"])
+        except NotTheSame as error:
+            raise AssertionError(f"{error}: reset(seed) must forget all that was before it.") from None
         set_random_state(middle["random"])
-        if len(ticks) > 1:
-            list(task.train(resumed, visit))
+        list(task.train(resumed, visit))
     _same(resumed.state_dict(), end, "a resumed visit differs in", "state_dict() must hold where each copy is")
 
 

@@ -16,8 +16,10 @@ from crl.boundary import boundary_of, enter, look, segment, tell_methods
 from crl.core import (
     Array,
     CrlError,
+    NotTheSame,
     Record,
     State,
+    Task,
     Visit,
     derive,
     plain,
@@ -47,6 +49,7 @@ class Walk:
         self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure)
         self.terminal = Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
         self.detector, self.segment = Detector(), segment(plan, 1, 0)  # of use where boundaries are detected
+        self.visit: Visit | None = None  # the one that is under way, or was last
         self.asked_to_stop = ""
         self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
@@ -63,7 +66,8 @@ class Walk:
             self._boundary_row(0, None)
             self._checkpoint(0)
         for planned in self.plan.visits[visit_index:]:
-            visit, done = replace(planned, done=done), 0
+            self.visit = visit = replace(planned, done=done)
+            done = 0
             if visit.done == 0:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
@@ -101,7 +105,9 @@ class Walk:
                 self._log(numbers, visit.index, visit.task.name)
                 self._refuse_nan(tick.numbers, visit)
                 self.terminal.numbers(numbers)
-            self._say_once(getattr(self.agent, "remark", None))
+                if "train/cut" in numbers:
+                    self._tell_endless(visit.task.name)
+            self._tell_once(getattr(self.agent, "remark", None) or "")
             score = tick.numbers.get(f"train/{self.plan.measure}")
             self.terminal.progress(tick.steps, score)
             self._detect(visit, score)
@@ -158,15 +164,10 @@ class Walk:
                     self._log({key: value}, visit.index, visit.task.name, phase)
             if problem:
                 self._log({name: math.nan}, visit.index, visit.task.name, phase, note=problem)
-                self._say_once(f"monitor {name}: {problem}")
+                self._tell_once(f"monitor {name}: {problem}")
             if found or problem:
                 cost = {f"time/monitor/{name}": time.perf_counter() - began}
                 self._log(cost, visit.index, visit.task.name, phase)
-
-    def _say_once(self, text: str | None) -> None:
-        if text and text not in self.told:
-            self.terminal.note(text)
-            self.told.add(text)
 
     def _evaluate(self, visit: int, phase: str) -> list[float]:
         evaluation = self.experiment.evaluation
@@ -180,9 +181,10 @@ class Walk:
             numbers = {f"eval/{self.plan.measure}": score.mean}
             if score.lengths:
                 numbers["eval/length"] = float(np.mean(score.lengths))
-            if score.reason and score.reason not in self.told:
-                self.terminal.note(f"{task.name}: not evaluated: {score.reason}")
-                self.told.add(score.reason)
+            if score.reason:
+                self._tell_once(f"{task.name}: not evaluated: {score.reason}", score.reason)
+            if score.cut:
+                self._tell_endless(task.name)
             self._log(numbers, visit, task.name, phase)
             row.append(score.mean)
         return row
@@ -238,6 +240,23 @@ class Walk:
 
     # Small parts.
 
+    def _tell_once(self, text: str, what: str = "") -> None:
+        """Say something, unless it (or `what` of it matters) has been said in this walk."""
+        if text and (what or text) not in self.told:
+            self.terminal.note(text)
+        self.told.add(what or text)
+
+    def _tell_endless(self, task: str) -> None:
+        limit = f"{self.experiment.engine.max_episode_steps:,}"
+        self._tell_once(f"{task}: an episode has no end within {limit} steps and is ended (engine.max_episode_steps)")
+
+    @property
+    def place(self) -> str:
+        """Where the walk is, in words."""
+        return (
+            f"visit {self.visit.index} ({self.visit.task.name}), step {self.step:,}" if self.visit else "at the start"
+        )
+
     def _log(
         self, found: Mapping[str, float | Array], visit: int, task: str = "", phase: str = "", note: str = ""
     ) -> None:
@@ -283,7 +302,7 @@ class Walk:
         self.step, self.rows = state["step"], [list(row) for row in state["matrix"]]
         restore(self.plan, state)
         for task in self.plan.tasks:
-            task.load_state_dict(state["tasks"][task.name])
+            self._restore_task(task, state["tasks"][task.name], bool(state["done"]))
         for name, value in state["monitors"].items():
             self.plan.monitors[name].load_state_dict(value)
         if "detector" in state:
@@ -298,6 +317,16 @@ class Walk:
         order = self.plan.order[: len(self.rows) - 1]
         self.board.matrix(self.step, self.rows, self.row_names[: len(self.rows)], self.names, order)
         self.folder.write_matrix(self.names, self.rows)
+
+    def _restore_task(self, task: Task, state: State, in_visit: bool) -> None:
+        """An environment that goes on over a boundary, and cannot be brought back there, begins anew."""
+        try:
+            task.load_state_dict(state)
+        except NotTheSame as error:
+            if in_visit:
+                raise
+            task.load_state_dict({})
+            self._tell_once(f"{error}; it begins anew here, so the run differs from one that was never stopped")
 
     def close(self) -> None:
         """Flush and close every sink."""

@@ -7,7 +7,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from crl.core import (
     CrlError,
     Experience,
     Interface,
+    NotTheSame,
     NotYet,
     Score,
     State,
@@ -33,7 +34,8 @@ from crl.core import (
     facing,
 )
 from envs import pool
-from envs.engines import Engine, Sync
+from envs.alarm import Alarm
+from envs.engines import Engine, Step, Sync
 from envs.minigrid import Symbols
 from envs.pool import Pool
 from envs.recipe import Recipe
@@ -42,7 +44,8 @@ from envs.tally import Tally
 from envs.workers import Async
 from envs.wrappers import reported
 
-TICK = 2_048  # steps between two ticks, rounded up to the agent's stride
+TICK = 2_048  # at most so many steps between two lines of the log, rounded up to the agent's stride
+LINES = 20  # at least so many lines of the log a visit
 
 
 @dataclass
@@ -56,6 +59,7 @@ class World:
     lengths: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     carry: Any = None
     steps: int = 0  # taken in the visit that is under way
+    tally: Tally = field(default_factory=Tally)  # since the last line of the log
 
 
 class GymTask:
@@ -74,14 +78,18 @@ class GymTask:
         world: World | None = None,
         engine: str = "sync",
         threads: int = 0,
+        timeout: float = 0,
+        max_episode_steps: int = 0,
     ) -> None:
         self.name, self.world, self.engine, self.threads = name, world or World(), engine, threads
-        self.make = Recipe(env, kwargs or {}, list(wrappers), setting or {})
+        self.make = Recipe(env, kwargs or {}, list(wrappers), setting or {}, limit=max_episode_steps)
+        self.alarm = Alarm(timeout, f"task {name}")
         probe = self.make.alone()
-        with aside(0):  # what an environment cannot do, it should not do now
-            probe.reset(seed=0)
+        with aside(0), self.alarm:  # what an environment cannot do, it should not do now
+            trial = Sync(lambda: probe, 1, 0)
+            trial.reset()
             probe.action_space.seed(0)
-            probe.step(probe.action_space.sample())
+            trial.step(np.asarray(probe.action_space.sample())[None])
         self.interface = self.make.own = Interface(probe.observation_space, probe.action_space, envs)
         untouched = isinstance(probe, Symbols) and not any(reported(*wrapper) for wrapper in wrappers)
         self.best = 1.0 if untouched else None  # the largest possible return, where it is known
@@ -103,50 +111,72 @@ class GymTask:
         """Copies for evaluating and looking: here, or in C++."""
         if self.engine == "envpool":
             return Pool(self.make, copies, seed, self.threads)
-        return Sync(self.make, copies, seed)
+        return Sync(self.make, copies, seed, limit=self.make.limit)
 
     def _training(self, seed: int) -> Engine:
-        copies = self.interface.envs
+        copies, limit = self.interface.envs, self.make.limit
         if self.engine == "envpool":
             return Pool(self.make, copies, seed, self.threads)
         if self.engine == "async":
-            return Async(self.make, copies, seed, self.setting, self.threads)
-        return Sync(self.make, copies, seed, self.setting)
+            return Async(self.make, copies, seed, self.setting, self.threads, limit)
+        return Sync(self.make, copies, seed, self.setting, limit=limit)
 
     # The walk's side.
 
     def train(self, agent: Agent, visit: Visit) -> Iterator[Tick]:
-        """Step, let the agent observe and update, and report every so often."""
+        """Step, let the agent observe and update, and report every so often; in between it is safe to stop."""
         world = self.world
         engine = self._engine(visit)
-        stride = getattr(agent, "stride", 1) * engine.copies
-        every = stride * math.ceil(TICK / stride)
-        tally = Tally()
-        obs = engine.obs
+        pause = getattr(agent, "pause", getattr(agent, "stride", 1)) * engine.copies
+        every = self._every(agent, visit, pause)
         while world.steps < visit.steps:
-            action, world.carry, note = self._act(agent, obs, world.carry)
-            step = engine.step(action)
-            experience = Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note)
-            agent.observe(experience)
-            learned = agent.update()
-            tally.add(learned)
-            world.returns += step.earned
-            world.lengths += 1
-            world.steps += len(step.reward)
-            ended = step.terminated | step.truncated
-            if ended.any():
-                tally.episodes(world.returns[ended], world.lengths[ended])
-                world.returns[ended], world.lengths[ended] = 0.0, 0
-                world.carry = _restart(world.carry, ended)
-            obs = step.obs
+            learned = self._learn(agent, engine)
             broken = not all(map(math.isfinite, learned.values()))  # told at once, before anything trips over it
             if broken or world.steps % every == 0 or world.steps >= visit.steps:
-                yield Tick(world.steps, tally.numbers())
-                tally = Tally()
+                ended = float(world.tally.counts.get("train/return", 0))
+                numbers, world.tally = {**world.tally.numbers(), "train/episodes": ended}, Tally()
+                yield Tick(world.steps, numbers)
+            elif world.steps % pause == 0:
+                yield Tick(world.steps, {})
         world.steps = 0
         if not world.goes_on:
             engine.close()
             world.engine = None
+
+    def _every(self, agent: Agent, visit: Visit, pause: int) -> int:
+        """Steps between two lines of the log. A detector of boundaries reads those, in its own measure."""
+        stride = getattr(agent, "stride", 1) * self.interface.envs
+        most = stride * math.ceil(TICK / stride)
+        return most if visit.rules.announced == "detected" else min(most, pause * max(visit.steps // pause // LINES, 1))
+
+    def _learn(self, agent: Agent, engine: Engine) -> Mapping[str, float]:
+        """One vector step, and what the agent learned from it."""
+        world, obs = self.world, engine.obs
+        action, world.carry, note = self._act(agent, obs, world.carry)
+        with self.alarm:
+            step = engine.step(action)
+        agent.observe(Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note))
+        learned = agent.update()
+        world.tally.add(learned)
+        world.returns += step.earned
+        world.lengths += 1
+        world.steps += len(step.reward)
+        ended = step.terminated | step.truncated
+        if ended.any():
+            world.tally.episodes(world.returns[ended], world.lengths[ended])
+            if (cut := self._cut(step, world.lengths)).any():
+                world.tally.add({"train/cut": float(cut.mean())})
+            world.returns[ended], world.lengths[ended] = 0.0, 0
+            world.carry = _restart(world.carry, ended)
+        return learned
+
+    def _cut(self, step: Step, lengths: Array) -> Array:
+        """Which episodes ended at the engine's limit."""
+        return step.truncated & (lengths >= (self.make.limit or math.inf))
+
+    def so_far(self) -> dict[str, float]:
+        """The numbers since the last line of the log."""
+        return self.world.tally.numbers()
 
     def _act(self, agent: Agent, obs: Array, carry: Any, greedy: bool = False) -> tuple[Array, Any, Any]:
         try:
@@ -161,7 +191,8 @@ class GymTask:
         if world.engine is None:
             world.seed = visit.seed
             world.engine = self._training(visit.seed)
-            world.engine.reset()
+            with self.alarm:
+                world.engine.reset()
             world.returns = np.zeros(self.interface.envs)
             world.lengths = np.zeros(self.interface.envs, dtype=np.int64)
             world.carry = None
@@ -176,14 +207,16 @@ class GymTask:
         quota = [episodes // copies + (copy < episodes % copies) for copy in range(copies)]
         returns: list[list[float]] = [[] for _ in range(copies)]
         lengths: list[list[int]] = [[] for _ in range(copies)]
-        engine = self._copies(copies, seed)
+        engine, cut = self._copies(copies, seed), 0
         try:
             with aside(derive(seed, copies)), facing(agent, self):
-                obs, carry = engine.reset(), None
+                with self.alarm:
+                    obs, carry = engine.reset(), None
                 total, length = np.zeros(copies), np.zeros(copies, dtype=np.int64)
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
                     action, carry, _ = self._act(agent, obs, carry, greedy)
-                    step = engine.step(action)
+                    with self.alarm:
+                        step = engine.step(action)
                     total += step.earned
                     length += 1
                     ended = step.terminated | step.truncated
@@ -191,6 +224,7 @@ class GymTask:
                         if len(returns[copy]) < quota[copy]:
                             returns[copy].append(float(total[copy]))
                             lengths[copy].append(int(length[copy]))
+                            cut += int(self._cut(step, length)[copy])
                         total[copy], length[copy] = 0.0, 0
                     if ended.any():
                         carry = _restart(carry, ended)
@@ -199,7 +233,7 @@ class GymTask:
             return Score(reason=str(reason))
         finally:
             engine.close()
-        return Score(tuple(itertools.chain(*returns)), tuple(itertools.chain(*lengths)))
+        return Score(tuple(itertools.chain(*returns)), tuple(itertools.chain(*lengths)), cut=cut)
 
     def sample(self, agent: Agent, seed: int, size: int) -> Experience:
         """At least `size` transitions, of the agent acting as in training, stacked as (time, copies, ...)."""
@@ -210,7 +244,8 @@ class GymTask:
                 obs, carry = engine.reset(), None
                 for _ in range(math.ceil(size / self.interface.envs)):
                     action, carry, note = self._act(agent, obs, carry)
-                    step = engine.step(action)
+                    with self.alarm:
+                        step = engine.step(action)
                     ended = (step.terminated, step.truncated)
                     rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))
                     carry = _restart(carry, ended[0] | ended[1])
@@ -249,6 +284,26 @@ class GymTask:
             what = f"{picture.dtype} of shape {picture.shape}"
             raise CrlError(f"{self.name} draws {what}: a picture is uint8, or floats from 0 to 1, (height, width, 3)")
         return picture[:, :, :3]
+
+    def bring_back(self, steps: int = 600) -> None:
+        """Step copies at random, bring others to the same place, and compare: refuses what does not come back."""
+        seed, space = 7, batch_space((self.shared or self.interface).action, self.interface.envs)
+        space.seed(seed)
+        engines = [self._training(seed), self._training(seed)]
+        try:
+            with aside(seed), self.alarm:
+                engines[0].reset()
+                for _ in range(math.ceil(steps / engines[0].copies)):
+                    engines[0].step(np.asarray(space.sample()))
+                engines[1].load_state_dict(engines[0].state_dict())
+                for _ in range(20):
+                    actions = np.asarray(space.sample())
+                    pair = [engine.step(actions) for engine in engines]
+                    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*pair, strict=True)):
+                        raise NotTheSame("an environment that was brought back goes on otherwise")
+        finally:
+            for engine in engines:
+                engine.close()
 
     @property
     def alike(self) -> Any:
@@ -292,18 +347,26 @@ class GymTask:
             "lengths": torch.from_numpy(world.lengths).clone(),
             "carry": world.carry,
             "steps": world.steps,
+            "tally": world.tally.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
         """The inverse of `state_dict`."""
         world = self.world
-        world.engine = None
+        world.engine, world.steps, world.tally = None, 0, Tally()
         if not state:
             return
+        world.tally.load_state_dict(state["tally"])
         world.seed, world.steps, world.carry = state["seed"], state["steps"], state["carry"]
         world.returns, world.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
-        world.engine = self._training(world.seed)
-        world.engine.load_state_dict(state["engine"])
+        engine = self._training(world.seed)
+        try:
+            engine.load_state_dict(state["engine"])
+        except NotTheSame:
+            engine.close()
+            world.steps = 0
+            raise
+        world.engine = engine
 
 
 def _restart(carry: Any, ended: Array) -> Any:
@@ -341,7 +404,7 @@ def build(**options: Any) -> GymTask:
     except gymnasium.error.DependencyNotInstalled as error:
         lines = re.findall(r"pip install [^`]+", str(error))
         raise CrlError(f"{env} needs an extra: {lines[-1] if lines else brief(error)}") from None
-    except Exception as error:  # an environment may fail in any way
+    except (Exception, SystemExit) as error:  # an environment may fail in any way
         wrappers = [use if isinstance(use, str) else use.__name__ for use, _ in options.get("wrappers", ())]
         parts = {"kwargs": options.get("kwargs"), "wrappers": wrappers, "change": options.get("setting")}
         asked = ", ".join(f"{name} {part}" for name, part in parts.items() if part)

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from crl.core import Array, CrlError, State
+from crl.core import Array, CrlError, NotTheSame, State
 from envs.engines import Step
 from envs.recipe import Recipe
 from envs.spaces import join_observation, play
@@ -80,13 +80,17 @@ class Pool:
 
     def state_dict(self) -> State:
         """All that was done."""
-        return {"actions": torch.from_numpy(np.stack(self.log))} if self.log else {}
+        if not self.log:
+            return {}
+        return {"actions": torch.from_numpy(np.stack(self.log)), "obs": torch.from_numpy(self.obs.copy())}
 
     def load_state_dict(self, state: State) -> None:
         """Do it again, in a new pool."""
         self.reset()
         for actions in state["actions"].numpy() if state else ():
             self.step(actions)
+        if state and not np.array_equal(self.obs, state["obs"].numpy()):
+            raise NotTheSame(f"EnvPool's {self.recipe.env} does not come back to where it was when it is replayed")
 
     def close(self) -> None:
         """Let go of the copies."""
@@ -125,9 +129,9 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """A recipe's keyword arguments under EnvPool's names, and the same limit to an episode as in Python."""
     options = {LIMITS.get(name, name): value for name, value in recipe.kwargs.items()}
     env = gymnasium.make(recipe.env, disable_env_checker=True, **recipe.kwargs)
-    limits = (getattr(env.unwrapped, "max_steps", None), env.spec.max_episode_steps if env.spec else None)
+    own = (getattr(env.unwrapped, "max_steps", None), env.spec.max_episode_steps if env.spec else None)
     env.close()
-    ends = [limit for limit in limits if limit and limit > 0]
+    ends = [limit for limit in (*own, recipe.limit) if limit and limit > 0]
     return {**options, "max_episode_steps": min(ends, default=2**31 - 1)}  # whichever comes first, as in Python
 
 

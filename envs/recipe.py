@@ -31,6 +31,7 @@ class Recipe:
     setting: dict[str, Any] = field(default_factory=dict)
     own: Interface | None = None  # the spaces of this environment alone
     shared: Interface | None = None  # those of its sequence
+    limit: int = 0  # steps after which an episode that has no end is ended; 0: never
 
     def __call__(self, render: bool = False) -> Env:
         """One copy, as the agent sees it."""

@@ -71,10 +71,10 @@ class Joined(gymnasium.Wrapper[Any, Any, Any, Any]):
         obs, info = self.env.reset(seed=seed, options=options)
         return join_observation(obs, self.own, self.observation_space), info
 
-    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """The environment's own step, with the action remapped."""
         obs, reward, terminated, truncated, info = self.env.step(play(action, self.own_action))
-        return join_observation(obs, self.own, self.observation_space), float(reward), terminated, truncated, info
+        return join_observation(obs, self.own, self.observation_space), reward, terminated, truncated, info
 
 
 def play(action: Any, own: Space) -> Any:
@@ -88,6 +88,8 @@ def play(action: Any, own: Space) -> Any:
 def join_observation(obs: Array, own: Space, shared: Space) -> Array:
     """One observation of the space `own` as one of the space `shared`, or rows of them."""
     *rows, length = obs.shape
+    if (length,) != own.shape:
+        raise ValueError(f"an observation of shape {obs.shape} came; its space has {own.shape}")
     if isinstance(shared, spaces.MultiDiscrete):
         assert isinstance(own, spaces.MultiDiscrete)
         absent = np.empty((*rows, len(shared.nvec)), dtype=shared.dtype)

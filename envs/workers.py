@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from crl.core import Array, CrlError, State, brief
+from crl.core import Array, NotTheSame, State
+from crl.failing import Failed, failed
 from envs.engines import Env, Step, Sync
 
 
@@ -33,22 +34,23 @@ class Async:
         seed: int,
         settings: Mapping[str, Any] | None = None,
         workers: int = 0,
+        limit: int = 0,
     ) -> None:
-        self.copies = copies
+        self.copies, self.answered = copies, False
         shares = np.array_split(np.arange(copies), min(workers or os.cpu_count() or 1, copies))
         self.shares = [slice(int(share[0]), int(share[-1]) + 1) for share in shares]
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, which do not survive it
         self.pipes: list[Connection] = []
-        processes: list[SpawnProcess] = []
+        self.processes: list[SpawnProcess] = []
         with _deaf():
             for share in self.shares:
                 ours, theirs = context.Pipe()
-                what = pickle.dumps((make, share.stop - share.start, seed, dict(settings or {}), share.start))
-                processes.append(context.Process(target=_serve, args=(theirs, what), daemon=True))
-                processes[-1].start()
+                what = pickle.dumps((make, share.stop - share.start, seed, dict(settings or {}), share.start, limit))
+                self.processes.append(context.Process(target=_serve, args=(theirs, what), daemon=True))
+                self.processes[-1].start()
                 theirs.close()
                 self.pipes.append(ours)
-        self._end = weakref.finalize(self, _stop, self.pipes, processes)
+        self._end = weakref.finalize(self, _stop, self.pipes, self.processes)
         self.obs: Array = np.empty(0)
 
     def reset(self) -> Array:
@@ -81,16 +83,30 @@ class Async:
 
     def _ask(self, what: str, arguments: Sequence[tuple[Any, ...]] = ()) -> list[Any]:
         """Have every worker do something at once; what each answers."""
+        answers = []
         try:
             for i, pipe in enumerate(self.pipes):
                 pipe.send_bytes(pickle.dumps((what, arguments[i] if arguments else ())))
-            answers = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]  # noqa: S301  # our own process
+            for pipe in self.pipes:
+                answers.append(pickle.loads(pipe.recv_bytes()))  # noqa: S301  # our own process
         except (EOFError, ConnectionError):
-            raise CrlError("engine: a worker process has ended, perhaps for want of memory; use fewer envs") from None
-        for problem, _ in answers:
-            if problem:
-                raise RuntimeError(f"an environment failed in a worker process: {problem}")
-        return [answer for _, answer in answers]
+            raise Failed(self._gone(), "") from None
+        for kind, line, trace in (answer for answer in answers if answer[0]):
+            raise NotTheSame(line) if kind == "astray" else Failed(line, trace)
+        self.answered = True
+        return [answer for _, answer, _ in answers]
+
+    def _gone(self) -> str:
+        """Which worker has ended, and how."""
+        for process in self.processes:
+            process.join(1 / len(self.processes))
+        number, code = next(((i, p.exitcode) for i, p in enumerate(self.processes, 1) if p.exitcode), (0, 0))
+        worker = f"engine: worker {number} of {len(self.processes)}" if number else "engine: a worker"
+        if code and code < 0:
+            why = "; the system does so for want of memory: use fewer envs" if code == -signal.SIGKILL else ""
+            return f"{worker} was killed by {signal.Signals(-code).name}{why}"
+        guard = 'a script that trains needs `if __name__ == "__main__":` around it' if not self.answered else ""
+        return f"{worker} has ended with exit code {code}" + (f"; {guard}, or engine: sync" if guard else "")
 
 
 def _serve(pipe: Connection, what: bytes) -> None:
@@ -104,12 +120,16 @@ def _serve(pipe: Connection, what: bytes) -> None:
             break
         try:
             if engine is None:
-                make, copies, seed, settings, first = pickle.loads(what)  # noqa: S301
-                engine = Sync(make, copies, seed, settings, first)
+                make, copies, seed, settings, first, limit = pickle.loads(what)  # noqa: S301
+                engine = Sync(make, copies, seed, settings, first, limit)
             answer = _restore(engine, *arguments) if name == "restore" else getattr(engine, name)(*arguments)
-            pipe.send_bytes(pickle.dumps(("", tuple(answer) if isinstance(answer, Step) else answer)))
-        except Exception as error:
-            pipe.send_bytes(pickle.dumps((brief(error), None)))
+            said = ("", tuple(answer) if isinstance(answer, Step) else answer, "")
+        except NotTheSame as error:
+            said = ("astray", str(error), "")
+        except BaseException as error:  # whatever it is, who asked is to hear of it
+            problem = failed(error)
+            said = ("failed", str(problem), problem.trace)
+        pipe.send_bytes(pickle.dumps(said))
     if engine is not None:
         engine.close()
 

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from crl.core import Array, CrlError
+from envs.answers import number
 
 Env = gymnasium.Env[Any, Any]
 
@@ -77,7 +78,7 @@ class NoiseObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """A step whose observation is noisy."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._noisy(obs), float(reward), terminated, truncated, info
+        return self._noisy(obs), number(self, reward), terminated, truncated, info
 
 
 class RemapAction(gymnasium.ActionWrapper[Any, Any, Any]):
@@ -106,7 +107,7 @@ class ScaleReward(gymnasium.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         """The scaled reward."""
-        return float(reward) * self.by
+        return float(number(self, reward)) * self.by
 
 
 class SignReward(gymnasium.RewardWrapper[Any, Any]):
@@ -114,7 +115,7 @@ class SignReward(gymnasium.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         """The reward's opposite."""
-        return -float(reward)
+        return -float(number(self, reward))
 
 
 class Earned(gymnasium.Wrapper[Any, Any, Any, Any]):

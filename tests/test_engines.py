@@ -1,6 +1,8 @@
 """Engines: processes give the same bits as one; EnvPool is the same tasks, and its late reset is never learned from."""
 
 import importlib.util
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from agents.dqn import DQN
 from agents.ppo import PPO
 from crl import run
 from crl.core import Array, CrlError, Visit
+from crl.failing import Failed
 from envs.engines import Engine
 from envs.gym import GymTask, build, join
 from envs.pool import Pool
@@ -56,8 +59,12 @@ def test_a_worker_goes_on_where_it_was_and_says_what_failed() -> None:
         assert np.array_equal(engines[0].obs, engines[1].obs)
         after = [engine.step(np.array([1, 0, 1])).obs for engine in engines]
         assert np.array_equal(*after)
-        with pytest.raises(RuntimeError, match="failed in a worker process: AssertionError"):
+        with pytest.raises(Failed, match="environment CartPoleEnv failed: AssertionError") as caught:
             engines[0].step(np.array([1, 0, 9]))
+        assert "Traceback (most recent call last)" in caught.value.trace, "the worker's own"
+        os.kill(engines[0].processes[0].pid, signal.SIGKILL)
+        with pytest.raises(Failed, match=r"engine: worker 1 of 1 was killed by SIGKILL; .* want of memory"):
+            engines[0].step(np.array([1, 0, 1]))
     finally:
         for engine in engines:
             engine.close()

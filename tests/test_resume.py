@@ -285,7 +285,7 @@ def fallen(path: Path, out: Path) -> Path:
                 raise MemoryError("power cut")
             yield tick
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CrlError, match="MemoryError: power cut"):
         patch.setattr(ImageTask, "train", until)
         crl.train(path, out=out)
     return out / "images" / "classifier+l2_er+replay" / "seed-0"

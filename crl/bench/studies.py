@@ -148,8 +148,7 @@ CONTROLS = {
     "ER": Arm(REPLAY),
 }
 
-# Strengths of `forgetting` were chosen among two or three each on seed 100. Those of `plasticity` are as they were for an
-# earlier sequence.
+# Strengths of `forgetting` were chosen among two or three each on seed 100; `plasticity` has those of an earlier sequence.
 STUDIES: dict[str, Callable[[], Study]] = {
     "plasticity": lambda: Study(
         "plasticity",

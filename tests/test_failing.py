@@ -1,0 +1,452 @@
+"""A part that fails costs one line, leaves its traceback in the run's folder, and never ends with exit code 0."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import yaml
+
+import crl
+from crl.cli import main
+from crl.core import CrlError
+from crl.store import RunFolder
+from crl.testing import check_task
+from envs.answers import STEP
+from envs.gym import build, join
+from tests.test_resume import remembered
+
+ROOT = Path(__file__).resolve().parent.parent
+PPO = {"use": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "net": {"hidden": [4]}}
+CALLS = {"n": 0}  # how often any faulty part was called, since the last of them was made
+
+
+class Faulty(gymnasium.Env[Any, Any]):
+    """It does well until its `at`th step over all copies, and then what `how` says."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, how: str = "", at: int = 300) -> None:
+        self.how, self.at, self.steps = how, at, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(3, dtype=np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        CALLS["n"] += 1
+        found = [np.full(3, 0.5, dtype=np.float32), 1.0, self.steps >= 10, False, {}]
+        return misbehave(self.how, found) if CALLS["n"] > self.at else tuple(found)
+
+
+def misbehave(how: str, found: list[Any]) -> Any:
+    if how == "error":
+        raise ZeroDivisionError("the maze is empty")
+    if how == "exit":
+        sys.exit(0)
+    if how == "pipe":
+        raise BrokenPipeError
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    broken: dict[str, Any] = {
+        "none": lambda: None,
+        "four": lambda: tuple(found[:4]),
+        "text reward": lambda: (found[0], "1", *found[2:]),
+        "array reward": lambda: (found[0], np.ones(1), *found[2:]),
+        "text done": lambda: (*found[:2], "no", *found[3:]),
+        "shape": lambda: (np.zeros(4, dtype=np.float32), *found[1:]),
+        "one": lambda: (np.zeros(1, dtype=np.float32), *found[1:]),
+        "scalar": lambda: (0.5, *found[1:]),
+    }
+    return broken[how]() if how in broken else tuple(found)
+
+
+for name in ("Faulty", "Other"):
+    if f"crl/{name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"crl/{name}-v0", "tests.test_failing:Faulty", disable_env_checker=True, order_enforce=False)
+
+
+class FaultyMonitor:
+    def __init__(self, how: str = "error") -> None:
+        self.how = how
+
+    def measure(self, boundary: Any) -> Any:
+        return misbehave(self.how, []) or {}
+
+
+class FaultyMethod:
+    def __init__(self, how: str = "error") -> None:
+        self.how = how
+
+    def attach(self, agent: Any) -> None: ...
+
+    def enter(self, visit: Any) -> None: ...
+
+    def leave(self, visit: Any) -> None:
+        misbehave(self.how, [])
+
+    def state_dict(self) -> Any:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def config(how: str = "", steps: int = 640, **parts: Any) -> dict[str, Any]:
+    return {
+        "name": "faulty",
+        "tasks": [{"env": "tests.test_failing:crl/Faulty-v0", "steps": steps, "name": "maze", "kwargs": {"how": how}}],
+        "agent": PPO,
+        "engine": {"envs": 2},
+        "monitors": [],
+        "evaluation": {"episodes": 2},
+        **parts,
+    }
+
+
+@pytest.fixture
+def walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `crl train` of a config in an empty folder: its exit code, the lines it said, and the run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def walked(data: dict[str, Any], *flags: str) -> tuple[int, list[str], RunFolder]:
+        CALLS["n"] = 0
+        Path("c.yaml").write_text(yaml.safe_dump(data))
+        code = main(["train", "--env-seq", "c.yaml", "-q", *flags])
+        folder = next(iter(Path("runs").glob("*/*/seed-0")), Path("runs"))
+        return code, capsys.readouterr().err.splitlines(), RunFolder(folder)
+
+    return walked
+
+
+@pytest.mark.parametrize("how", ["error", "exit", "pipe", "interrupt"])
+@pytest.mark.parametrize("part", ["environment Faulty", "method FaultyMethod"])
+def test_a_part_that_fails_costs_one_line(walked: Any, how: str, part: str) -> None:
+    methods = [{"use": "tests.test_failing.FaultyMethod", "how": how}] if "method" in part else []
+    code, said, folder = walked(config("" if methods else how, methods=methods))
+    errors = {"error": "ZeroDivisionError: the maze is empty", "exit": "it called sys.exit(0)",
+              "pipe": "BrokenPipeError", "interrupt": "KeyboardInterrupt"}  # fmt: skip
+    assert code == 2 and len(said) == 1, said
+    assert f"{part} failed: {errors[how]} (test_failing.py, line " in said[0] and "in misbehave)" in said[0]
+    assert "visit 1 (maze), step " in said[0] and f"crl resume {folder.path}" in said[0]
+    assert folder.manifest()["status"] == "failed"
+    log = (folder.path / "error.log").read_text()
+    assert "Traceback (most recent call last)" in log and "in misbehave" in log
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(walked: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    walked(config("error"))
+    CALLS["n"] = 0
+    assert main(["train", "--env-seq", "c.yaml", "-v", "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in said and "crl: environment Faulty failed: Zero" in said
+
+
+def test_a_monitor_that_exits_is_recorded_and_the_run_goes_on(walked: Any) -> None:
+    code, said, folder = walked(config(monitors=[{"use": "tests.test_failing.FaultyMonitor", "how": "exit"}]))
+    assert code == 0 and not said and folder.manifest()["status"] == "finished"
+    assert [r.note for r in crl.load(folder.path).records if r.name == "FaultyMonitor"] == ["SystemExit: 0"] * 2
+    monitors = [{"use": "tests.test_failing.FaultyMonitor", "how": "interrupt"}]
+    code, said, _ = walked(config(monitors=monitors), "--overwrite")
+    assert code == 2 and "monitor FaultyMonitor failed: KeyboardInterrupt" in said[0]
+
+
+@pytest.mark.parametrize("where", ["check", "train"])
+def test_a_part_that_exits_before_a_run_is_no_success(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    CALLS["n"] = 10**6
+    Path("c.yaml").write_text(yaml.safe_dump(config("exit")))
+    assert main(["check", "c.yaml"] if where == "check" else ["train", "--env-seq", "c.yaml"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "crl/Faulty-v0 cannot be made or stepped" in said[0] and "SystemExit: 0" in said[0]
+    Path("leaves.py").write_text("raise SystemExit(0)")
+    Path("c.yaml").write_text(yaml.safe_dump(config(agent={"use": "leaves.Agent"})))
+    assert main(["check", "c.yaml"]) == 2
+    assert "cannot import 'leaves': SystemExit: 0" in capsys.readouterr().err
+
+
+# Going on.
+
+
+def unfinished(out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that was killed before its first checkpoint."""
+    with monkeypatch.context() as patch:
+        patch.setattr("crl.walk.Walk._checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space"):
+            crl.train(config(), out=out)
+    return out / "faulty" / "ppo" / "seed-0"
+
+
+def test_without_a_checkpoint_a_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = unfinished(tmp_path / "runs", monkeypatch)
+    assert not list(folder.glob("checkpoints/*.pt"))
+    whole, resumed = crl.train(config(), out=tmp_path / "whole"), crl.resume(folder)
+    for run in (whole, resumed):
+        assert run.manifest["status"] == "finished"
+    kept = [[repr(r) for r in run.records if not r.name.startswith("time/")] for run in (whole, resumed)]
+    assert kept[0] == kept[1] and (whole.matrix == resumed.matrix).all()
+
+
+def test_a_run_is_resumed_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = unfinished(tmp_path, monkeypatch)
+    monkeypatch.chdir(folder)
+    assert main(["resume", ".", "-q"]) == 0
+    monkeypatch.chdir(folder / "checkpoints")
+    assert main(["resume", "..", "-q"]) == 2  # it is finished
+
+
+def test_the_same_command_twice_is_one_run(
+    walked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished(tmp_path / "runs", monkeypatch)
+    code, said, folder = walked(config())
+    assert code == 2 and "holds a run already" in said[0]
+    assert walked(config(), "--continue")[0] == 0 and folder.manifest()["status"] == "finished"
+    before = folder.records.stat().st_mtime_ns
+    assert walked(config(), "--continue")[0] == 0 and folder.records.stat().st_mtime_ns == before
+    code, said, _ = walked(config(steps=999), "--continue")
+    assert code == 2 and "another config: tasks.0.steps is 640 there and 999 here" in said[0]
+    assert walked({**config(), "name": "new"}, "--continue")[0] == 0
+
+
+# Streams that nobody reads.
+
+TALK = """
+import sys, signal
+from crl.cli import main
+import crl.walk
+old = crl.walk.Walk._boundary_row
+def slowly(self, *rest):
+    for i in range(3): self.terminal.note('x' * 100)
+    old(self, *rest)
+crl.walk.Walk._boundary_row = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("2>&-", 0), ("2>&1 | head -c 1 >&2", 141)])
+def test_a_run_ends_well_though_nobody_listens(tmp_path: Path, end: str, code: int) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config(), "tasks": [{"env": "CartPole-v1", "steps": 64}]}))
+    (tmp_path / "talk.py").write_text(TALK)
+    line = f"set -o pipefail; {sys.executable} talk.py train --env-seq c.yaml {end}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert RunFolder(next(tmp_path.glob("runs/*/*/seed-0"))).manifest()["status"] == "finished"
+
+
+# Ctrl-C.
+
+
+def test_ctrl_c_says_what_is_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(yaml.safe_dump(config()))
+    command = ["train", "--env-seq", "c.yaml"]
+    with monkeypatch.context() as patch:
+        patch.setattr("crl.build.build", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert main(command) == 130
+    assert capsys.readouterr().err == "crl: stopped at once; no run was begun\n"
+    twice = lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr("crl.walk.Walk._boundary_row", twice)
+        assert main(command) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "crl: stopped at once; there is no checkpoint yet; go on with: crl resume runs/faulty/ppo/seed-0"
+    with monkeypatch.context() as patch:
+        patch.setattr("crl.walk.Walk._train", twice)
+        assert main(["resume", "runs/faulty/ppo/seed-0"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "crl: stopped at once; the last checkpoint stands; go on with: crl resume runs/faulty/ppo/seed-0"
+    assert RunFolder(Path("runs/faulty/ppo/seed-0")).manifest()["status"] == "interrupted"
+
+
+# What an environment answers.
+
+WRONG = {
+    "none": f"environment Faulty: step() returned a NoneType; right is {STEP}",
+    "four": f"environment Faulty: step() returned 4 values; right is {STEP}",
+    "text reward": "environment Faulty: step() returned the reward '1'; right is one number",
+    "array reward": "environment Faulty: step() returned the reward array([1.]); right is one number",
+    "text done": "environment Faulty: step() returned 'no' for terminated; right is true or false",
+    "shape": "environment Faulty: an observation of shape (4,) came; its space has (3,)",
+    "one": "environment Faulty: an observation of shape (1,) came; its space has (3,)",
+    "scalar": "environment Faulty: an observation of shape () came; its space has (3,)",
+}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("how", WRONG)
+def test_a_wrong_answer_is_named_at_once(walked: Any, how: str, kind: str) -> None:
+    if kind == "async" and how != "text done":
+        pytest.skip("one is enough: a worker's engine is the same")
+    code, said, folder = walked(config(how, engine={"envs": 2, "kind": kind, "threads": 1}))
+    assert code == 2 and len(said) == 1, said
+    assert f"crl: {WRONG[how]}; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
+    assert folder.manifest()["status"] == "failed"
+
+
+@pytest.mark.parametrize("how", ["text reward", "array reward"])
+@pytest.mark.parametrize("wrapper", ["noise_observation", "sign_reward", "scale_reward", "time limit", "joined"])
+def test_no_wrapper_makes_a_wrong_answer_fit(walked: Any, wrapper: str, how: str) -> None:
+    data = config(how)
+    if wrapper == "joined":
+        data["tasks"].append({"env": "CartPole-v1", "steps": 32})
+    elif wrapper == "time limit":
+        data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
+    else:
+        data["tasks"][0]["wrappers"] = [wrapper]
+    code, said, _ = walked(data)
+    assert code == 2 and "Faulty: step() returned the reward " in said[0], said
+
+
+def test_too_few_values_are_named_though_a_wrapper_trips_over_them(walked: Any) -> None:
+    data = config("four")
+    data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
+    code, said, _ = walked(data)
+    assert code == 2 and "crl: environment Faulty: step() returned too few or too many values; right is (obs" in said[0]
+
+
+# Environments that hang, and episodes without an end.
+
+
+class Hanging(Faulty):
+    """After 300 steps one takes for ever; or its episodes have no end."""
+
+    def step(self, action: Any) -> Any:
+        found = list(super().step(action))
+        if self.how == "endless":
+            found[2] = False
+        elif CALLS["n"] > 300:
+            time.sleep(1000)
+        return tuple(found)
+
+
+class Unforgetful(Faulty):
+    """The last action of an episode is seen after the next reset, which is told a seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return obs + np.float32(self.last), info
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        obs[0], self.last = self.last, float(action) / 2
+        return (obs, reward * float(action), *rest)
+
+
+for name in ("Hanging", "Unforgetful"):
+    if f"crl/{name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"crl/{name}-v0", f"tests.test_failing:{name}", disable_env_checker=True)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_environment_that_hangs_costs_a_line(walked: Any, kind: str) -> None:
+    data = config(engine={"envs": 2, "kind": kind, "threads": 1, "timeout": 1 if kind == "sync" else 6})
+    data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
+    code, said, _ = walked(data)
+    assert code == 2 and "task maze: one call has taken longer than engine.timeout" in said[0], said
+
+
+def test_an_episode_without_an_end_is_ended_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = config("endless", engine={"envs": 2, "max_episode_steps": 50})
+    data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
+    run = crl.train(data, out=tmp_path, verbosity=0)
+    said = "maze: an episode has no end within 50 steps and is ended (engine.max_episode_steps)"
+    assert capsys.readouterr().err.count(said) == 1, "once"
+    assert set(run.curve("train/length")[1]) == set(run.curve("eval/length")[1]) == {50.0}
+    assert set(run.curve("train/cut")[1]) == {1.0}
+    CALLS["n"] = 0
+    steps = crl.train(config(), out=tmp_path / "other").curve("train/cut")[0]
+    assert not len(steps), "episodes that end by themselves are not cut"
+
+
+# What does not come back.
+
+
+def stopped_and_resumed(data: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> Any:
+    """A run that is stopped in the middle of its last visit, and resumed."""
+    from crl.walk import Walk
+
+    old = Walk._passed
+
+    def ask(self: Walk, every: int, last: int) -> bool:
+        if self.step >= at and not out.joinpath("asked").exists():
+            out.joinpath("asked").touch()
+            self.asked_to_stop = "a test"
+        return old(self, every, last)
+
+    out.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(CrlError, match="stopped by a test"):
+        patch.setattr(Walk, "_passed", ask)
+        crl.train(data, out=out)
+    folder = next(out.glob("*/*/seed-0"))
+    assert RunFolder(folder).load(RunFolder(folder).stopped, crl.load(folder).experiment.digest)["done"] % 32
+    return crl.resume(folder, verbosity=0)
+
+
+def test_what_does_not_come_back_begins_its_visit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = config()
+    data["tasks"][0] = {"env": "tests.test_failing:crl/Unforgetful-v0", "steps": 320, "name": "maze"}
+    whole = crl.train(data, out=tmp_path / "whole")
+    resumed = stopped_and_resumed(data, tmp_path / "runs", monkeypatch, at=150)
+    said = capsys.readouterr().err
+    assert "environment Unforgetful does not come back to where it was when it is replayed" in said
+    assert "visit 1 starts again from its boundary: " in said
+    assert remembered(resumed) == remembered(whole)
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 320, "name": "pole"}
+    whole = crl.train(data, out=tmp_path / "whole2")
+    assert remembered(stopped_and_resumed(data, tmp_path / "runs2", monkeypatch, at=150)) == remembered(whole)
+    assert "does not come back" not in capsys.readouterr().err
+
+
+def test_a_checked_task_that_does_not_come_back_is_named() -> None:
+    task = build(env="tests.test_failing:crl/Unforgetful-v0", name="maze", envs=4)
+    join([task])
+    with pytest.raises(AssertionError, match=r"does not come back .*: reset\(seed\) must forget all"):
+        check_task(task)
+
+
+@pytest.mark.parametrize("env", ["tests.test_failing:crl/Unforgetful-v0", "CartPole-v1"])
+def test_a_deep_check_tells_before_a_long_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {**config(), "tasks": [{"env": env, "steps": 64, "name": "maze"}]}
+    Path("c.yaml").write_text(yaml.safe_dump(data))
+    good = env == "CartPole-v1"
+    assert main(["check", "c.yaml", "--deep"]) == (0 if good else 2)
+    said = capsys.readouterr()
+    if good:
+        assert "maze: stepped, stopped and brought back: the same" in said.out
+    else:
+        assert said.err.startswith("crl: maze: environment Unforgetful does not come back to where it was")
+
+
+def test_a_visit_has_twenty_lines_and_a_rollout_can_be_stopped_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """640 steps are five rollouts of 128; a stop comes in the middle of one, and changes nothing."""
+    data = config(agent={**PPO, "n_steps": 64, "batch_size": 64, "normalize": {"observation": True}})
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 640, "name": "pole"}
+    whole = crl.train(data, out=tmp_path / "whole")
+    assert len(whole.curve("walk/visit")[0]) == 20 and len(whole.curve("losses/loss")[0]) == 5
+    assert remembered(stopped_and_resumed(data, tmp_path / "runs", monkeypatch, at=330)) == remembered(whole)
