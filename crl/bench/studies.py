@@ -148,7 +148,7 @@ CONTROLS = {
     "ER": Arm(REPLAY),
 }
 
-# Strengths of `forgetting` were chosen among two or three each on seed 100; `plasticity` has those of an earlier sequence.
+# Strengths of `forgetting` were chosen among two or three each on seed 100; `plasticity` has an earlier sequence's.
 STUDIES: dict[str, Callable[[], Study]] = {
     "plasticity": lambda: Study(
         "plasticity",
