@@ -68,8 +68,8 @@ def begin_or_go_on(experiment: config.Experiment, out: str | Path = "runs", *, v
 def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     """Go on from a run's last checkpoint; the result is that of a run that was never stopped."""
     path = Path(path)
+    RunFolder(path).manifest()  # there is a run
     folder = RunFolder(path if path.name not in ("", "..") else path.resolve())  # `crl resume .` in a run's folder
-    folder.manifest()  # there is a run
     with _truly_said(folder), folder.taken():
         if folder.manifest()["status"] == "finished":
             raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
