@@ -628,7 +628,7 @@ def test_broken_manifest(refused, run, manifest):
 
 def test_no_checkpoint(refused, run):
     shutil.rmtree(run / "checkpoints")
-    contains(refused("resume", str(run)), f"{run}: there is no checkpoint here to go on from")
+    contains(refused("eval", str(run)), f"{run}: there is no checkpoint here to go on from")
 
 
 @pytest.mark.parametrize("visit", [7, -1])
