@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crl.coefficients import FEWEST, TARGETS, Point, Row, kinds, taken
+from crl.disk import write_whole
 from crl.scatter import MOST, Panel, draw_scatters
-from crl.store import write_whole
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from crl import build, config, named
 from crl.baseline import add_baseline
 from crl.core import CrlError
+from crl.disk import Unwritten
 from crl.opened import Run
 from crl.stopping import Stopped, listening
 from crl.store import RunFolder
@@ -34,8 +35,7 @@ def begin(
 ) -> Run:
     """Walk as an experiment says, from the start."""
     folder = RunFolder(Path(out) / experiment.place)
-    if folder.occupied and not overwrite:
-        folder.create({}, {}, overwrite=False)  # refuses, before anything slow
+    folder.refuse_occupied(overwrite)  # before anything slow
     plan = build.build(experiment)
     with folder.taken():
         folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
@@ -61,6 +61,7 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return
+    folder.write_manifest({**_manifest(plan), **folder.manifest()})  # it may have been damaged
     lost = max(_lost(run, state["step"]), 0)
     walk = Walk(plan, folder, verbosity, state["offset"])
     walk.restore(state)
@@ -75,22 +76,36 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> 
     """Walk to the end, and leave a manifest that says how it ended. A baseline is `of` a run, which is what goes on."""
     folder, began = walk.folder, time.time()
     on = f"go on with: crl resume {of or folder.path}"
-    folder.update_manifest(status="running")
-    before = folder.manifest().get("seconds", 0.0)
-    status = "failed"
+    status, before = "failed", folder.manifest().get("seconds", 0.0)
     try:
-        with listening(walk):
-            walk.go(visit, done)
-        walk.finish()
-        status = "finished" if walk.experiment.baseline == "none" else "walked"
-    except Stopped:
-        status = "interrupted"
-        raise CrlError(f"stopped by {walk.asked_to_stop} at step {walk.step}; {on}") from None
-    finally:
-        walk.close()
-        folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
+        try:
+            folder.update_manifest(status="running", log=[])
+            with listening(walk):
+                walk.go(visit, done)
+            walk.finish()
+            status = "finished" if walk.experiment.baseline == "none" else "walked"
+        except Stopped:
+            status = "interrupted"
+            raise CrlError(f"stopped by {walk.asked_to_stop} at step {walk.step}; {on}") from None
+        finally:
+            _close(walk, status, round(before + time.time() - began, 3))
+    except Unwritten as error:
+        raise CrlError(f"{error}; make room, and {on}") from error
     if walk.asked_to_stop and (of or status == "walked"):  # in its last stretch, and more would follow
         raise CrlError(f"stopped by {walk.asked_to_stop} before all baselines; {on}")
+
+
+def _close(walk: Walk, status: str, seconds: float) -> None:
+    """Close all sinks and say in the manifest how it ended: on a full disk at least that it failed."""
+    try:
+        try:
+            log = walk.jsonl.mark
+        finally:
+            walk.close()
+        walk.folder.update_manifest(status=status, seconds=seconds, step=walk.step, log=log)
+    except Unwritten:
+        walk.folder.fail()
+        raise
 
 
 def _alone(plan: build.Plan, folder: RunFolder) -> None:

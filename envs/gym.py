@@ -33,7 +33,7 @@ from crl.core import (
     facing,
 )
 from envs import pool
-from envs.engines import Engine, Sync
+from envs.engines import Engine, Step, Sync
 from envs.minigrid import Symbols
 from envs.pool import Pool
 from envs.recipe import Recipe
@@ -124,7 +124,7 @@ class GymTask:
         obs = engine.obs
         while world.steps < visit.steps:
             action, world.carry, note = self._act(agent, obs, world.carry)
-            step = engine.step(action)
+            step = self._sound(engine.step(action))
             experience = Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note)
             agent.observe(experience)
             learned = agent.update()
@@ -155,6 +155,17 @@ class GymTask:
                 raise
             raise CrlError(f"{self.name}: an observation is not finite") from None
 
+    def _sound(self, step: Step) -> Step:
+        """A step whose numbers are finite: others are refused before they are learned from, or lie in a buffer."""
+        for what, values in (
+            ("a reward", step.reward),
+            ("an observation", step.next_obs),
+            ("an observation", step.obs),
+        ):
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise CrlError(f"{self.name}: {'a reward' if name == 'reward' else 'an observation'} is not finite")
+        return step
+
     def _engine(self, visit: Visit) -> Engine:
         world = self.world
         if world.engine is None:
@@ -182,7 +193,7 @@ class GymTask:
                 total, length = np.zeros(copies), np.zeros(copies, dtype=np.int64)
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
                     action, carry, _ = self._act(agent, obs, carry, greedy)
-                    step = engine.step(action)
+                    step = self._sound(engine.step(action))
                     total += step.reward
                     length += 1
                     ended = step.terminated | step.truncated
@@ -209,7 +220,7 @@ class GymTask:
                 obs, carry = engine.reset(), None
                 for _ in range(math.ceil(size / self.interface.envs)):
                     action, carry, note = self._act(agent, obs, carry)
-                    step = engine.step(action)
+                    step = self._sound(engine.step(action))
                     ended = (step.terminated, step.truncated)
                     rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))
                     carry = _restart(carry, ended[0] | ended[1])
