@@ -79,7 +79,8 @@ def misfit(state: Any) -> str:
         return "not a checkpoint of crl"
     if state["format"] not in (FORMAT - 1, FORMAT):
         by = state.get("crl") or ("a later crl" if state["format"] > FORMAT else "an earlier crl")
-        return f"not a checkpoint of crl that this version reads: format {state['format']}, written by {by}; this crl reads {FORMAT - 1} and {FORMAT}"
+        which = f"format {state['format']}, written by {by}; this one reads {FORMAT - 1} and {FORMAT}"
+        return f"not a checkpoint of crl that this version reads: {which}"
     if type(state.get("offset")) is int:
         state["offset"] = [state["offset"], None]
     wrong = next((name for name, fits in FIELDS.items() if not fits(state.get(name))), "")

@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown and not hasattr(arguments, "options"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.options = unknown
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII only has no dash
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)

@@ -71,7 +71,7 @@ class Run:
 def restore(plan: build.Plan, state: State) -> None:
     """Fill agent and methods from a checkpoint, or say in one line that it does not fit: the structure comes first."""
     agent, methods = plan.agent, plan.methods
-    _fits(plan, state)
+    fits(plan, state)
     with fitting():
         for name, method in methods.items():
             if hasattr(method, "rebuild"):
@@ -85,7 +85,7 @@ def restore(plan: build.Plan, state: State) -> None:
                 method.find_parameters()  # one after it may have turned the model to another part of it
 
 
-def _fits(plan: build.Plan, state: State) -> None:
+def fits(plan: build.Plan, state: State) -> None:
     """Refuse a checkpoint that is nowhere in this walk."""
     visit, done, step = state["visit"], state["done"], state["step"]
     if visit > len(plan.order) or (done and (visit == len(plan.order) or done >= plan.steps[visit])):

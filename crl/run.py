@@ -11,7 +11,7 @@ from crl import build, config, named
 from crl.baseline import add_baseline
 from crl.core import CrlError
 from crl.disk import Unwritten
-from crl.opened import Run
+from crl.opened import Run, fits
 from crl.stopping import Stopped, listening
 from crl.store import RunFolder
 from crl.walk import Walk
@@ -63,8 +63,13 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
         return
     folder.write_manifest({**_manifest(plan), **folder.manifest()})  # it may have been damaged
     lost = max(_lost(run, state["step"]), 0)
+    fits(plan, state)
     walk = Walk(plan, folder, verbosity, state["offset"])
-    walk.restore(state)
+    try:
+        walk.restore(state)
+    except CrlError:
+        walk.close()
+        raise
     if lost:
         where = f"goes on from its step {state['done']:,}" if state["done"] else "starts again from its boundary"
         walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")

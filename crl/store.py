@@ -135,7 +135,7 @@ class RunFolder:
             raise CrlError(f"{self.path}: no run is here (there is no manifest.json)")
         try:
             data: dict[str, Any] = json.loads(content(path))
-        except ValueError as error:  # of JSON, and of text that is none
+        except (ValueError, RecursionError) as error:  # of JSON, and of text that is none
             raise self._no_manifest(brief(error)) from None
         if not isinstance(data, dict) or "status" not in data:
             raise self._no_manifest("it has no status")
@@ -173,11 +173,9 @@ class RunFolder:
     def write_matrix(self, tasks: list[str], rows: list[list[float]]) -> None:
         """R as a table: first column the visit, then a column a task. The manifest has its sum before it is there."""
         text, path = io.StringIO(), self.path / "matrix.csv"
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["visit", *tasks])
-        for visit, row in enumerate(rows):
-            writer.writerow([visit, *(repr(float(value)) for value in row)])
-        data = text.getvalue().encode()
+        csv.writer(text).writerow(["visit", *tasks])  # its line's end has both signs, so that both are quoted
+        lines = [f"{visit}{''.join(f',{float(value)!r}' for value in row)}\n" for visit, row in enumerate(rows)]
+        data = (text.getvalue().removesuffix("\r\n") + "\n" + "".join(lines)).encode()
         if (self.path / "manifest.json").exists():
             there = {zlib.crc32(path.read_bytes())} & set(self._sums()) if path.exists() else set()
             self.update_manifest(sums={"matrix.csv": sorted(there | {zlib.crc32(data)})})
@@ -283,7 +281,7 @@ class RunFolder:
             raise CrlError(
                 f"{path}: belongs to another config ({state.get('digest')}) than config.yaml here ({digest})"
             )
-        return state
+        return dict(state)
 
     def _instead(self, damaged: Path) -> str:
         """The last good checkpoint beside one that is damaged, and how to go on from it."""

@@ -163,7 +163,7 @@ class GymTask:
             ("an observation", step.obs),
         ):
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise CrlError(f"{self.name}: {'a reward' if name == 'reward' else 'an observation'} is not finite")
+                raise CrlError(f"{self.name}: {what} is not finite")
         return step
 
     def _engine(self, visit: Visit) -> Engine:
