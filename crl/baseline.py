@@ -36,8 +36,9 @@ def add_baseline(
                 single = config.read({**alike, "stream": {**experiment.stream, "only": column + 1}})
             else:
                 single = config.read({**alike, "tasks": [_only(experiment, task.name, plan.steps[first])]})
-            alone.create(single.plain(), {"status": "new", "measure": plan.measure}, overwrite=True)
-            walk(build.build(single), alone)
+            with alone.taken():
+                alone.create(single.plain(), {"status": "new", "measure": plan.measure}, overwrite=True)
+                walk(build.build(single), alone)
         base, best = visit_areas(Run(alone.path))[0].value, getattr(task, "best", None)
         ratio = metrics.forward_transfer_ratio(areas[first].value, base)
         found = {"metrics/fresh_area": base, "metrics/forward_transfer_ratio": ratio.value}

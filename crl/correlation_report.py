@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from crl.coefficients import FEWEST, TARGETS, Point, Row, kinds, taken
+from crl.disk import write_whole
 from crl.scatter import MOST, Panel, draw_scatters
 from crl.stats import ENOUGH, iqm_interval
-from crl.store import write_whole
 
 
 @dataclass(frozen=True)

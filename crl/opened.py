@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from crl import build, config, metrics, sinks
-from crl.core import Agent, Array, CrlError, Record, State
+from crl.core import Agent, Array, CrlError, Record, State, brief
 from crl.store import RunFolder
 
 
@@ -28,7 +30,8 @@ class Run:
     @cached_property
     def records(self) -> list[Record]:
         """Every line of the log."""
-        return sinks.read_records(self.path / "metrics.jsonl")
+        mark = self.manifest.get("log") if (self.path / "manifest.json").exists() else None
+        return sinks.read_records(self.path / "metrics.jsonl", mark or ())
 
     @property
     def tasks(self) -> list[str]:
@@ -68,7 +71,8 @@ class Run:
 def restore(plan: build.Plan, state: State) -> None:
     """Fill agent and methods from a checkpoint, or say in one line that it does not fit: the structure comes first."""
     agent, methods = plan.agent, plan.methods
-    try:
+    fits(plan, state)
+    with fitting():
         for name, method in methods.items():
             if hasattr(method, "rebuild"):
                 method.rebuild(agent, state["methods"][name])
@@ -79,8 +83,26 @@ def restore(plan: build.Plan, state: State) -> None:
         for method in methods.values():
             if hasattr(method, "find_parameters"):
                 method.find_parameters()  # one after it may have turned the model to another part of it
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CrlError(f"the checkpoint does not fit this agent: {str(error).strip().splitlines()[0]}") from error
+
+
+def fits(plan: build.Plan, state: State) -> None:
+    """Refuse a checkpoint that is nowhere in this walk."""
+    visit, done, step = state["visit"], state["done"], state["step"]
+    if visit > len(plan.order) or (done and (visit == len(plan.order) or done >= plan.steps[visit])):
+        raise CrlError(f"the checkpoint does not fit this walk: it was taken {done:,} steps after visit {visit}")
+    if step > sum(plan.steps):
+        raise CrlError(f"the checkpoint does not fit this walk: it was taken at step {step:,}")
+    if any(len(row) != len(plan.tasks) for row in state["matrix"]):
+        raise CrlError(f"the checkpoint does not fit this walk: its matrix is not one of {len(plan.tasks)} tasks")
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """One line where a state cannot be loaded."""
+    try:
+        yield
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise CrlError(f"the checkpoint does not fit this agent: {brief(error)}") from error
 
 
 def visit_areas(run: Run) -> list[metrics.Metric]:

@@ -46,11 +46,11 @@ def draw_matrix(
     """Mean returns (or accuracies) as coloured cells: a row for each boundary, a column for each task.
 
     The first row comes before any training; `visited` names the column trained before each later row, which
-    gets a box. One scale of colours holds for all cells; a grey cell was not evaluated.
+    gets a box. One scale of colours holds for all cells; a grey cell was not evaluated. Where there are many rows or
+    tasks, cells have no numbers and not all names are said.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
     low, high = _limits(values)
@@ -60,23 +60,37 @@ def draw_matrix(
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (len(tasks) + 3) / 3))
+    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (min(len(tasks), LARGE) + 3) / 3))
+    if max(len(rows), len(tasks)) <= LARGE:
+        _fill_in(axes, values, visited, (low, high), font)
+    else:
+        axes.plot(visited, range(1, len(visited) + 1), "s", color="#d55e00", markersize=2)
+    columns, lines = ([*range(0, count, math.ceil(count / LARGE) or 1)] for count in (len(tasks), len(rows)))
+    heads, names = [short(tasks[i]) for i in columns], [short(row_names[i]) for i in lines]
+    axes.set_xticks(columns, heads, rotation=35, ha="left", rotation_mode="anchor", size=font)
+    axes.set_yticks(lines, names, size=font)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label=measure, shrink=0.9).outline.set_visible(False)
+    return figure
+
+
+def _fill_in(axes: Any, values: Array, visited: Sequence[int], limits: tuple[float, float], font: float) -> None:
+    """The number of each cell, a box around each that was trained, and lines between them."""
+    from matplotlib.patches import Rectangle
+
+    low, high = limits
     for (row, column), value in np.ndenumerate(values):
         dark = math.isfinite(value) and (value - low) / (high - low) < 0.55
         axes.text(column, row, number(value), ha="center", va="center", size=font, color="white" if dark else "black")
     for row, column in enumerate(visited, 1):
         box = Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="#d55e00", linewidth=2.2)
         axes.add_patch(box)
-    axes.set_xticks(range(len(tasks)), map(short, tasks), rotation=35, ha="left", rotation_mode="anchor", size=font)
-    axes.set_yticks(range(len(rows)), map(short, row_names), size=font)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.set_xticks(np.arange(1, len(tasks)) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
+    rows, columns = values.shape
+    axes.set_xticks(np.arange(1, columns) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, rows) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=measure, shrink=0.9).outline.set_visible(False)
-    return figure
 
 
 def _limits(values: Array) -> tuple[float, float]:

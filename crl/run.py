@@ -11,8 +11,9 @@ from typing import Any
 from crl import build, config, named
 from crl.baseline import add_baseline
 from crl.core import CrlError, NotTheSame
+from crl.disk import Unwritten
 from crl.failing import Failed, culprit, failed
-from crl.opened import Run
+from crl.opened import Run, fits
 from crl.stopping import AtOnce, Stopped, listening
 from crl.store import RunFolder
 from crl.walk import Walk
@@ -44,8 +45,7 @@ def begin(
     """Walk as an experiment says, from the start."""
     folder = RunFolder(Path(out) / experiment.place)
     with _truly_said(folder):
-        if folder.occupied and not overwrite:
-            folder.create({}, {}, overwrite=False)  # refuses, before anything slow
+        folder.refuse_occupied(overwrite)  # before anything slow
         plan = build.build(experiment)
         with folder.taken():
             folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
@@ -79,7 +79,7 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
 
 def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     if not folder.has_checkpoint:  # it was killed before its first, or the disk was full
-        walk = Walk(build.build(run.experiment), folder, verbosity, 0)
+        walk = Walk(build.build(run.experiment), folder, verbosity, (0,))
         walk.terminal.note("there is no checkpoint yet: the run begins anew")
         _walk(walk)
         add_baseline(run.experiment, folder, walk.plan, _alone)
@@ -90,6 +90,8 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return
+    folder.write_manifest({**_manifest(plan), **folder.manifest()})  # it may have been damaged
+    fits(plan, state)
     walk = Walk(plan, folder, verbosity, state["offset"])
     try:
         walk.restore(state)
@@ -99,7 +101,10 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
         state = folder.load(folder.boundary(state["visit"]), run.experiment.digest)
         walk = Walk(build.build(run.experiment), folder, verbosity, state["offset"])
         walk.restore(state)
-    if lost := _lost(run, state["step"]):
+    except CrlError:
+        walk.close()
+        raise
+    if lost := max(_lost(run, state["step"]), 0):
         where = f"goes on from its step {state['done']:,}" if state["done"] else "starts again from its boundary"
         walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
@@ -110,10 +115,9 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> 
     """Walk to the end, and leave a manifest that says how it ended. A baseline is `of` a run, which is what goes on."""
     folder, began, hears = walk.folder, time.time(), False
     on = f"go on with: crl resume {of or folder.path}"
-    folder.update_manifest(status="running")
-    before = folder.manifest().get("seconds", 0.0)
-    status = "failed"
+    status, before = "failed", folder.manifest().get("seconds", 0.0)
     try:
+        folder.update_manifest(status="running", log=[])
         with listening(walk) as hears:
             walk.go(visit, done)
         walk.finish()
@@ -124,15 +128,14 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> 
     except AtOnce:
         status = "interrupted"
         raise
+    except Unwritten as error:
+        raise CrlError(f"{error}; make room, and {on}") from error
     except BaseException as error:
         if _own_way(error, hears):
             raise
         raise _told(failed(error), walk, on) from error
     finally:
-        try:
-            walk.close()
-        finally:
-            folder.update_manifest(status=status, seconds=round(before + time.time() - began, 3), step=walk.step)
+        _close(walk, status, round(before + time.time() - began, 3), on)
     if walk.asked_to_stop and (of or status == "walked"):  # in its last stretch, and more would follow
         raise CrlError(f"stopped by {walk.asked_to_stop} before all baselines; {on}")
 
@@ -166,6 +169,19 @@ def _truly_said(folder: RunFolder) -> Iterator[None]:
             raise type(error)("no run was begun") from None
         where = "the last checkpoint stands" if folder.has_checkpoint else "there is no checkpoint yet"
         raise type(error)(f"{where}; go on with: crl resume {folder.path}") from None
+
+
+def _close(walk: Walk, status: str, seconds: float, on: str) -> None:
+    """Close all sinks and say in the manifest how it ended: on a full disk at least that it failed."""
+    try:
+        try:
+            log = walk.jsonl.mark
+        finally:
+            walk.close()
+        walk.folder.update_manifest(status=status, seconds=seconds, step=walk.step, log=log)
+    except Unwritten as error:
+        walk.folder.fail()
+        raise CrlError(f"{error}; make room, and {on}") from error
 
 
 def _alone(plan: build.Plan, folder: RunFolder) -> None:

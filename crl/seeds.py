@@ -33,7 +33,7 @@ from crl.failing import failed
 from crl.opened import Run
 from crl.pictures import LARGE, number, short
 from crl.stopping import listening
-from crl.store import RunFolder, write_whole
+from crl.store import RunFolder
 from crl.terminal import aligned, duration
 
 WAITS, WALKS, FINISHED, STOPPED, FAILED = "waits", "walks", "finished", "stopped", "failed"
@@ -236,7 +236,8 @@ class Walk:
                 f"killed by {signal.Signals(-code).name}" if code < 0 else said[-1] if said else f"exit code {code}"
             )
             if len(said) > 1:
-                write_whole(self.errors, all_said)
+                with contextlib.suppress(OSError):  # a full disk may be what ended it
+                    self.errors.write_bytes(all_said)
                 self.why += f" ({self.errors} has more)"
                 return True
         self.errors.unlink(missing_ok=True)

@@ -5,18 +5,23 @@ The file is what a resume cuts back and what analysis reads. The view can be thr
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crl.core import CrlError, Record
+from crl.core import CrlError, Record, brief
+from crl.disk import content, writing
 from crl.linalg import Spectrum
 from crl.pictures import LARGE, SMALL, Rows, bend, draw_matrix, draw_spectra, pixels
 
@@ -24,13 +29,23 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  #
 
 
 class Jsonl:
-    """The run's log, one record a line, only ever added to. Opening at an `offset` cuts off all that follows it."""
+    """The run's log, one record a line, only ever added to. Opening at an `offset` cuts off all that follows it.
 
-    def __init__(self, path: Path, offset: int | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+    With the sum of all before it, that is checked too.
+    """
+
+    def __init__(self, path: Path, offset: int | None = None, known: int | None = None) -> None:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        self._path, self.sum = path, 0
         try:
-            self._file.truncate(_whole_lines(path) if offset is None else _checked(path, offset))
+            size = _whole_lines(path) if offset is None else _checked(path, offset)
+            for block in _blocks(path, size):
+                self.sum = zlib.crc32(block, self.sum)
+            if known is not None and self.sum != known:
+                raise CrlError(f"{path}: damaged before byte {offset}: it is not what was written")
+            self._file.truncate(size)
         except CrlError:
             self._file.close()
             raise
@@ -38,37 +53,55 @@ class Jsonl:
     @property
     def offset(self) -> int:
         """Bytes that are safely on disk, all records written so far included: what a checkpoint remembers."""
-        self.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def mark(self) -> list[int]:
+        """The offset, and the sum of all before it."""
+        return [self.offset, self.sum]
 
     def write(self, record: Record) -> None:
         """Add one record."""
         fields = {key: value for key, value in asdict(record).items() if key != "note" or value}
-        line = json.dumps(fields | {"value": _encode(record.value)}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        line = json.dumps(fields | {"value": _encode(record.value)}, allow_nan=False).encode() + b"\n"
+        with writing(self._path):
+            self._file.write(line)
+        self.sum = zlib.crc32(line, self.sum)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        self._file.flush()
+        with writing(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Flush and close; once is enough, twice does no harm."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
-def read_records(path: Path) -> list[Record]:
-    """All records of a log. A last line that a stop left half-written is passed over."""
-    records = []
-    with path.open("rb") as file:
-        for count, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                records.append(_decode(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise CrlError(f"{path}, line {count}: this is not a record ({error})") from error
+def read_records(path: Path, mark: Sequence[int] = ()) -> list[Record]:
+    """All records of a log, whose sum up to some byte may be known. A last line that is half-written is passed over."""
+    records, end, found = [], 0, 0
+    for count, line in enumerate(io.BytesIO(content(path)), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            records.append(_decode(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise _damaged(path, f"line {count}: this is not a record ({brief(error)})") from None
+        end, found = end + len(line), zlib.crc32(line, found)
+        if mark and end == mark[0] and found != mark[1]:
+            raise _damaged(path, f"in its first {count} lines is something that was not written")
+    if mark and end < mark[0]:
+        raise _damaged(path, f"it ends at byte {end}, and had {mark[0]}")
     return records
+
+
+def _damaged(path: Path, why: str) -> CrlError:
+    return CrlError(f"{path}: damaged: {why}; `crl eval` does without it: the checkpoints and the matrix are not in it")
 
 
 def _encode(value: float | list[float]) -> Any:
@@ -92,6 +125,14 @@ def _whole_lines(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The first bytes of a file, a part at a time."""
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            size -= len(block)
+            yield block
+
+
 def _checked(path: Path, offset: int) -> int:
     """`offset`, if a line of the file ends there."""
     with path.open("rb") as file:
@@ -102,68 +143,90 @@ def _checked(path: Path, offset: int) -> int:
 
 
 class TensorBoard:
-    """The run as TensorBoard shows it. Old event files are removed: on a resume, write the run's records again."""
+    """The run as TensorBoard shows it. Old event files are removed: on a resume, write the run's records again.
 
-    def __init__(self, folder: Path, tasks: Sequence[str], measure: str = "return") -> None:
+    In a walk of many visits pictures come at few of them, with few lines each: a boundary costs what the first did.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[str], measure: str = "return", visits: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer: Any = SummaryWriter(str(folder), flush_secs=10)
-        self._writer.add_custom_scalars(_layout(tasks, measure))
-        self._measure = measure
-        self._spectra: dict[str, list[tuple[str, Spectrum]]] = {}
+        _hush()
+        self._folder, self._measure = folder, measure
+        self._visits, self._every = visits, max(math.ceil(visits / LARGE), 1)
+        self._spectra: dict[str, list[tuple[int, str, Spectrum]]] = {}
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._writer: Any = SummaryWriter(str(folder), flush_secs=10)
+            self._writer.add_custom_scalars(_layout(tasks, measure))
 
     def write(self, record: Record) -> None:
         """Draw a number as a point of a curve, and an array as a histogram of what is finite in it."""
         if record.name.endswith("/error"):  # the log has it; the bracket is drawn
             return
         step = record.visit if looked(record) else record.step
-        if not isinstance(record.value, list):
-            self._writer.add_scalar(tag(record), record.value, step)
-            return
-        values = np.asarray(record.value, dtype=np.float64)
-        values = values[np.isfinite(values)]
-        if values.size:
-            self._writer.add_histogram(tag(record), values, step)
+        with writing(self._folder):
+            if not isinstance(record.value, list):
+                self._writer.add_scalar(tag(record), record.value, step)
+                return
+            values = np.asarray(record.value, dtype=np.float64)
+            values = values[np.isfinite(values)]
+            if values.size:
+                self._writer.add_histogram(tag(record), values, step)
 
     def spectrum(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
-        """Show a spectrum as a histogram, and all of its name so far as one picture.
+        """Show a spectrum as a histogram, and now and then those of its name so far as one picture."""
+        with writing(self._folder):
+            self._decades(visit, phase, name, spectrum)
+            seen = self._spectra.setdefault(name, [])
+            seen.append((visit, phase, spectrum))
+            if len(seen) > LARGE:
+                kept = {*list(dict.fromkeys(one[0] for one in seen))[::2], visit}
+                seen[:] = [one for one in seen if one[0] in kept]
+            if self._now(visit):
+                lines = [(f"visit {visit}, {phase}", spectrum) for visit, phase, spectrum in seen]
+                image = pixels(draw_spectra(lines, f"spectrum: {name}"))
+                self._writer.add_image(_clean(f"spectra/{name}"), image, visit, dataformats="HWC")
 
-        The histogram is of signed decades (2 is .01, 4 is 1, -4 is -1) beyond the smallest: most eigenvalues are
-        next to zero, and would be all there is to see.
+    def _now(self, visit: int) -> bool:
+        """Whether it is time for a picture: after each of a few visits, and after few of many."""
+        return visit % self._every == 0 or visit == self._visits
+
+    def _decades(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
+        """A histogram of signed decades (2 is .01, 4 is 1, -4 is -1) beyond the smallest.
+
+        Most eigenvalues are next to zero, and would be all there is to see.
         """
         apart = np.abs(spectrum.values) > SMALL
         values = bend(spectrum.values[apart])
         weights = spectrum.weights[apart] * spectrum.size / len(spectrum.values)
-        if values.size:
-            edges = np.arange(np.floor(values.min() * 5), np.ceil(values.max() * 5) + 2) / 5
-            counts, _ = np.histogram(values, edges, weights=weights)
-            self._writer.add_histogram_raw(
-                _clean(f"{name}/decades/{phase}"),
-                min=float(values.min()),
-                max=float(values.max()),
-                num=float(weights.sum()),
-                sum=float(values @ weights),
-                sum_squares=float(values**2 @ weights),
-                bucket_limits=edges[1:].tolist(),
-                bucket_counts=counts.tolist(),
-                global_step=visit,
-            )
-        seen = self._spectra.setdefault(name, [])
-        seen.append((f"visit {visit}, {phase}", spectrum))
-        image = pixels(draw_spectra(seen, f"spectrum: {name}"))
-        self._writer.add_image(_clean(f"spectra/{name}"), image, visit, dataformats="HWC")
+        if not values.size:
+            return
+        edges = np.arange(np.floor(values.min() * 5), np.ceil(values.max() * 5) + 2) / 5
+        counts, _ = np.histogram(values, edges, weights=weights)
+        self._writer.add_histogram_raw(
+            _clean(f"{name}/decades/{phase}"),
+            min=float(values.min()),
+            max=float(values.max()),
+            num=float(weights.sum()),
+            sum=float(values @ weights),
+            sum_squares=float(values**2 @ weights),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=visit,
+        )
 
     def matrix(
         self, step: int, rows: Rows, row_names: Sequence[str], tasks: Sequence[str], visited: Sequence[int]
     ) -> None:
         """Show the evaluation matrix so far; `draw_matrix` says what the arguments are."""
-        if len(tasks) > LARGE and len(rows) % (len(tasks) // LARGE + 1):
-            return  # a picture of many tasks takes long, and few boundaries show in it
+        if not self._now(len(rows) - 1):
+            return
         image = pixels(draw_matrix(rows, row_names, tasks, visited, f"mean {self._measure}"))
-        self._writer.add_image("walk/matrix", image, step, dataformats="HWC")
+        with writing(self._folder):
+            self._writer.add_image("walk/matrix", image, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """Enter the run in the table that compares runs, with its flat config and its final metrics."""
@@ -172,18 +235,34 @@ class TensorBoard:
         plain = {key: value if type(value) in (int, float, str) else str(value) for key, value in config.items()}
         final = {f"final/{name}": float(value) for name, value in metrics.items()}
         table: Any = summary.hparams  # the writer's own add_hparams would make a second run of it
-        for part in table(plain, final):
-            self._writer.file_writer.add_summary(part)
-        for name, value in final.items():
-            self._writer.add_scalar(name, value)
+        with writing(self._folder):
+            for part in table(plain, final):
+                self._writer.file_writer.add_summary(part)
+            for name, value in final.items():
+                self._writer.add_scalar(name, value)
 
     def flush(self) -> None:
         """Bring the view up to date."""
-        self._writer.flush()
+        with writing(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
+
+
+@functools.cache
+def _hush() -> None:
+    """Keep TensorBoard's thread from printing a traceback where the disk is full: its next call says so."""
+    before = threading.excepthook
+
+    def hook(what: threading.ExceptHookArgs) -> None:
+        theirs = type(what.thread).__module__.startswith("tensorboard.")
+        if not (theirs and issubclass(what.exc_type, OSError)):
+            before(what)
+
+    threading.excepthook = hook
 
 
 def looked(record: Record) -> bool:

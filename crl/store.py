@@ -15,39 +15,44 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-import torch
+import numpy as np
 import yaml
 
+from crl.checkpoint import misfit, packed, unpacked
 from crl.core import CrlError, State, brief
+from crl.disk import Unwritten, content, half_written, write_whole, writing
 from crl.linalg import Spectrum
 
-FORMAT = 4
 PACKAGES = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "minigrid", "numpy", "tensorboard")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(half, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(half, path)
+LOCK = ".lock"
+MANIFEST: dict[str, Any] = {  # what its entries are, where they are there
+    "status": str,
+    "measure": str,
+    "seconds": (int, float),
+    "step": int,
+    "tasks": list,
+    "visits": list,
+    "sums": dict,
+    "log": list,
+}
+MOST = 2**28  # bytes that a spectrum may unpack to
 
 
 class RunFolder:
@@ -61,62 +66,89 @@ class RunFolder:
 
     @property
     def occupied(self) -> bool:
-        """Whether there is anything in it."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """Whether there is anything in it but what a start that was cut short has left."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        names = {path.name for path in self.path.iterdir() if not half_written(path.name)}
+        return bool(names - {LOCK, "config.yaml"} if LOCK in names else names)
 
     def create(self, config: dict[str, Any], manifest: dict[str, Any], *, overwrite: bool) -> None:
-        """Begin a run here, unless one is here already."""
-        if self.occupied:
-            if not overwrite:
-                raise CrlError(
-                    f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
-                )
-            self.drop()
-        new = RunFolder(self.path.with_name(f".{self.path.name}.{os.getpid()}"))
-        shutil.rmtree(new.path, ignore_errors=True)
+        """Begin a run here, unless one is here already. The manifest is written last: with it, a run is here."""
+        self.refuse_occupied(overwrite)
+        self.drop()
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        write_whole(new.path / "config.yaml", text.encode())
-        new.write_manifest({**manifest, **_surroundings()})
-        new.path.replace(self.path)
+        write_whole(self.path / "config.yaml", text.encode())
+        self.write_manifest({**manifest, **_surroundings()})
+
+    def refuse_occupied(self, overwrite: bool) -> None:
+        """Refuse to begin where a run is, unless it may be dropped, and where anything else is."""
+        if self.occupied and not overwrite:
+            raise CrlError(
+                f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
+            )
+        if self.occupied and not (self.path / "manifest.json").is_file():
+            raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
 
     def drop(self) -> None:
-        """Remove the run that is here, and never anything else."""
-        if self.occupied:
-            if not (self.path / "manifest.json").is_file():
-                raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
-            shutil.rmtree(self.path)
+        """Remove the run that is here, its manifest last, and never anything else."""
+        self.refuse_occupied(overwrite=True)
+        if not self.occupied:
+            return
+        manifest = self.path / "manifest.json"
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != manifest and path.name != LOCK:
+                path.unlink()
+        manifest.unlink()
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Work on this run alone; who comes second is refused. The lock is the system's, and ends with its process."""
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("a") as file:
+        """Work on this run alone; who comes second is refused. The lock is the system's, and ends with its process.
+
+        It lies in the folder, which may have several names: a symbolic link, `.`, a folder that was moved meanwhile.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("a")
+        with lock:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-            except (BlockingIOError, FileNotFoundError):
-                alone = False
-            if not alone:  # another has the lock, or just gave it back
-                raise CrlError(f"{self.path}: another process is at work on this run")
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CrlError(f"{self.path}: another process is at work on this run") from None
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed has half written: with the lock held, no other process writes here."""
+        for folder in (self.path, self.checkpoints, *(self.path / "spectra").glob("**")):
+            for path in folder.glob(".*"):
+                if half_written(path.name) and path.is_file():
+                    path.unlink()
 
     # The manifest.
 
     def manifest(self) -> dict[str, Any]:
         """What the run says of itself."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            raise CrlError(f"{self.path}: no run is here (there is no manifest.json)")
         try:
-            data: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise CrlError(f"{self.path}: no run is here (there is no manifest.json)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise CrlError(f"{self.path / 'manifest.json'}: cannot be read: {error}") from None
+            data: dict[str, Any] = json.loads(content(path))
+        except (ValueError, RecursionError) as error:  # of JSON, and of text that is none
+            raise self._no_manifest(brief(error)) from None
         if not isinstance(data, dict) or "status" not in data:
-            raise CrlError(f"{self.path / 'manifest.json'}: not the manifest of a run")
+            raise self._no_manifest("it has no status")
+        wrong = next((key for key, kind in MANIFEST.items() if key in data and not isinstance(data[key], kind)), None)
+        if wrong is not None:
+            raise self._no_manifest(f"{wrong} is {str(data[wrong])[:40]!r}")
+        if any(not isinstance(v, dict) or not isinstance(v.get("task"), str) for v in data.get("visits", [])):
+            raise self._no_manifest("visits is no list of visits")
         return data
+
+    def _no_manifest(self, why: str) -> CrlError:
+        right = f'with {{"status": "interrupted"}} in it, `crl resume {self.path}` writes it anew'
+        return CrlError(f"{self.path / 'manifest.json'}: damaged, or not the manifest of a run ({why}); {right}")
 
     def write_manifest(self, data: dict[str, Any]) -> None:
         """Replace the manifest."""
@@ -126,22 +158,50 @@ class RunFolder:
         """Replace some of the manifest's entries."""
         self.write_manifest({**self.manifest(), **changes})
 
+    def fail(self) -> None:
+        """Say that the run failed, on a full disk too: a shorter text goes where the manifest lies already."""
+        path = self.path / "manifest.json"
+        text = json.dumps({**self.manifest(), "status": "failed"}).encode()
+        try:
+            write_whole(path, text)
+        except Unwritten:
+            with path.open("r+b") as file:
+                file.write(text.ljust(path.stat().st_size))
+
     # The matrix.
 
     def write_matrix(self, tasks: list[str], rows: list[list[float]]) -> None:
-        """R as a table: first column the visit, then a column a task."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["visit", *tasks])
-        for visit, row in enumerate(rows):
-            writer.writerow([visit, *(repr(float(value)) for value in row)])
-        write_whole(self.path / "matrix.csv", text.getvalue().encode())
+        """R as a table: first column the visit, then a column a task. The manifest has its sum before it is there."""
+        text, path = io.StringIO(), self.path / "matrix.csv"
+        csv.writer(text).writerow(["visit", *tasks])  # its line's end has both signs, so that both are quoted
+        lines = [f"{visit}{''.join(f',{float(value)!r}' for value in row)}\n" for visit, row in enumerate(rows)]
+        data = (text.getvalue().removesuffix("\r\n") + "\n" + "".join(lines)).encode()
+        if (self.path / "manifest.json").exists():
+            there = {zlib.crc32(path.read_bytes())} & set(self._sums()) if path.exists() else set()
+            self.update_manifest(sums={"matrix.csv": sorted(there | {zlib.crc32(data)})})
+        write_whole(path, data)
 
     def read_matrix(self) -> tuple[list[str], list[list[float]]]:
         """(tasks, rows) as written."""
-        with open(self.path / "matrix.csv", newline="") as file:
-            head, *rows = list(csv.reader(file))
-        return head[1:], [[float(cell) for cell in row[1:]] for row in rows]
+        path = self.path / "matrix.csv"
+        data = content(path)
+        try:
+            head, *rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
+            numbers = [[float(cell) for cell in row] for row in rows]
+            wrong = [i for i, row in enumerate(numbers) if len(row) != len(head) or row[0] != i]
+            if self._sums() and zlib.crc32(data) not in self._sums():
+                raise ValueError("it is not what was written")
+            if head[0] != "visit" or wrong:
+                raise ValueError(f"line {wrong[0] + 2 if wrong else 1} is none of a matrix")
+        except (ValueError, IndexError, csv.Error) as error:
+            also = "the log (eval/...) and the checkpoints hold the same numbers"
+            raise CrlError(f"{path}: damaged ({brief(error)}); {also}") from None
+        return head[1:], [row[1:] for row in numbers]
+
+    def _sums(self) -> list[int]:
+        """What the sum of the matrix may be: the table that there is, and the one that is about to be."""
+        here = (self.path / "manifest.json").exists()
+        return list(self.manifest().get("sums", {}).get("matrix.csv", [])) if here else []
 
     # Spectra.
 
@@ -149,7 +209,9 @@ class RunFolder:
         """Where a monitor's spectrum lies: the Hessian's in `spectra/`, other operators' in a folder of their own."""
         monitor, _, network = name.partition("/")
         folder = self.path / "spectra" / ("" if monitor == "hessian" else monitor)
-        safe = re.sub(r"[^-+.=\w]", "-", network)
+        safe = quote(network, safe="+=")  # no two names are one file's
+        if len(safe) > 150:
+            safe = f"{safe[:120]}-{hashlib.sha256(network.encode()).hexdigest()[:16]}"
         return folder / f"{visit}-{phase}-{safe}.npz"
 
     def write_spectrum(self, visit: int, phase: str, name: str, spectrum: Spectrum) -> None:
@@ -164,9 +226,10 @@ class RunFolder:
         for path in (self.path / "spectra").rglob("*.npz"):
             try:
                 visit, phase, _ = path.name.split("-", 2)
-                found.append((int(visit), phase, Spectrum.load(path)))
+                found.append((int(visit), phase, _spectrum(path)))
             except Exception as error:  # what any bytes may lead to
-                raise CrlError(f"{path}: not a spectrum of crl: {brief(error)}") from None
+                without = "without it, everything but its picture can still be had"
+                raise CrlError(f"{path}: damaged, or not a spectrum of crl: {brief(error)}; {without}") from None
         return sorted(found, key=lambda item: (item[0], item[1] == "end"))
 
     # Checkpoints.
@@ -189,22 +252,20 @@ class RunFolder:
         """The checkpoint to go on from."""
         if self.stopped.is_file():
             return self.stopped
-        found = sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
+        found = self._boundaries()
         if not found:
             raise CrlError(f"{self.path}: there is no checkpoint here to go on from")
         return found[-1]
 
     def save(self, path: Path, state: State) -> None:
         """Write a checkpoint; after a boundary's, an interrupted visit's is of no use any more."""
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
-        write_whole(path, buffer.getvalue())
+        write_whole(path, packed(state))
         if path != self.stopped:
             self.stopped.unlink(missing_ok=True)
 
     def keep(self, latest: int) -> None:
         """Drop the checkpoints of all boundaries but the latest few; 0 keeps all."""
-        found = sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
+        found = self._boundaries()
         for path in found[:-latest] if latest else ():
             path.unlink()
 
@@ -214,16 +275,50 @@ class RunFolder:
             have = ", ".join(p.stem for p in sorted(self.checkpoints.glob("*.pt"))) or "none"
             raise CrlError(f"{path}: no such checkpoint (here are: {have})")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = unpacked(path)
         except Exception as error:  # what any bytes may lead to
-            raise CrlError(f"{path}: truncated, or not a checkpoint of crl") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CrlError(f"{path}: not a checkpoint of crl, or of another version of it")
+            said = f"{path}: truncated, damaged, or not a checkpoint of crl ({brief(error)})"
+            raise CrlError(said + self._instead(path)) from None
+        wrong = misfit(state)
+        if wrong:
+            raise CrlError(f"{path}: {wrong}")
         if state.get("digest") != digest:
             raise CrlError(
                 f"{path}: belongs to another config ({state.get('digest')}) than config.yaml here ({digest})"
             )
-        return state
+        return dict(state)
+
+    def _instead(self, damaged: Path) -> str:
+        """The last good checkpoint beside one that is damaged, and how to go on from it."""
+        last = damaged == self.latest()
+        for path in reversed(self._boundaries()):
+            if path == damaged:
+                continue
+            try:
+                unpacked(path)
+            except Exception:  # noqa: S112  it is damaged too
+                continue
+            how = f": without the damaged one, `crl resume {self.path}` goes on from there" if last else ""
+            return f"; the last good one is {path}{how}"
+        return "; there is no other good one"
+
+    def _boundaries(self) -> list[Path]:
+        """The checkpoints of all boundaries, in the order of the walk."""
+        return sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def _spectrum(path: Path) -> Spectrum:
+    """A spectrum, if it is one: its zip's sums are checked as it is read."""
+    with zipfile.ZipFile(path) as archive:
+        large = sum(info.file_size for info in archive.infolist())
+        if large > MOST:
+            raise ValueError(f"it unpacks to {large:,} bytes; the most is {MOST:,}")
+    found = Spectrum.load(path)
+    values, weights = found.values, found.weights  # made of its blocks, each of which must be sound
+    right = values.shape == weights.shape and values.size and bool(np.isfinite(values).all())
+    if not right or type(found.size) is not int or found.size < 1 or not isinstance(found.settings.get("name"), str):
+        raise ValueError("its values, weights, size or name are not those of a spectrum")
+    return found
 
 
 def _surroundings() -> dict[str, Any]:

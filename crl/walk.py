@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from crl.core import (
     Record,
     State,
     Task,
+    Tick,
     Visit,
     derive,
     plain,
@@ -28,7 +30,8 @@ from crl.core import (
 )
 from crl.detect import Detector
 from crl.linalg import Estimate, Spectrum
-from crl.opened import Run, restore, visit_areas
+from crl.opened import Run, fitting, restore, visit_areas
+from crl.sound import broken
 from crl.stopping import Stopped
 from crl.store import RunFolder
 from crl.terminal import Terminal
@@ -39,20 +42,21 @@ EVALUATE = 2  # the name of a random stream, beside the visits' (1) and the moni
 class Walk:
     """One agent with one seed on its way through a sequence."""
 
-    def __init__(self, plan: build.Plan, folder: RunFolder, verbosity: int, offset: int | None = None) -> None:
+    def __init__(self, plan: build.Plan, folder: RunFolder, verbosity: int, mark: Sequence[int | None] = ()) -> None:
         self.plan, self.folder, self.experiment = plan, folder, plan.experiment
         self.agent = plan.agent
         self.names = [task.name for task in plan.tasks]
         self.rows: list[list[float]] = []
         self.step = 0
-        self.jsonl = sinks.Jsonl(folder.records, offset)
-        self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure)
+        self.jsonl = sinks.Jsonl(folder.records, *mark)
+        self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure, len(plan.order))
         self.terminal = Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
         self.detector, self.segment = Detector(), segment(plan, 1, 0)  # of use where boundaries are detected
         self.visit: Visit | None = None  # the one that is under way, or was last
         self.asked_to_stop = ""
         self.spent: dict[str, float] = {}  # by methods, at boundaries since the last tick
         self.told: set[str] = set()  # what has been said once, and is not said again
+        self.read_back = False  # whether the first checkpoint was
 
     # The story.
 
@@ -72,6 +76,7 @@ class Walk:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
             self._train(visit)
+            self._refuse_broken(self.agent.state_dict())
             self._spend(tell_methods(self.plan, "leave", visit))
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
@@ -93,7 +98,7 @@ class Walk:
 
     def _train(self, visit: Visit) -> None:
         clock, logged, before = time.perf_counter(), visit.done, visit.done
-        for tick in visit.task.train(self.agent, visit):
+        for tick in self._ticks(visit):
             self.step = visit.start + tick.steps
             last, before = before, tick.steps
             if tick.numbers:
@@ -120,6 +125,13 @@ class Walk:
                 self._checkpoint(visit.index - 1, tick.steps)
             if self.asked_to_stop:
                 raise Stopped
+
+    def _ticks(self, visit: Visit) -> Iterator[Tick]:
+        """The task's own, and beside its mistakes the checkpoint from before them."""
+        try:
+            yield from visit.task.train(self.agent, visit)
+        except CrlError as error:
+            raise CrlError(f"{error}; {self._last_good}") from error
 
     def _detect(self, visit: Visit, score: float | None) -> None:
         """Where the learner finds boundaries by itself: if this is one, it is told so."""
@@ -269,20 +281,31 @@ class Walk:
     def _refuse_nan(self, numbers: Mapping[str, float], visit: Visit) -> None:
         bad = [name for name, value in numbers.items() if name.startswith("losses/") and not math.isfinite(value)]
         if bad:
-            raise CrlError(
-                f"{bad[0]} is not finite any more: step {self.step}, visit {visit.index} ({visit.task.name}); "
-                f"the last good checkpoint is {self.folder.latest()}"
-            )
+            where = f"step {self.step}, visit {visit.index} ({visit.task.name})"
+            raise CrlError(f"{bad[0]} is not finite any more: {where}; {self._last_good}")
+
+    def _refuse_broken(self, state: State) -> None:
+        """Weights that are not finite are not saved: the last good checkpoint is one that can be gone on from."""
+        weight = broken(self.agent, state)
+        if weight:
+            raise CrlError(f"{weight} is not finite any more: step {self.step}; {self._last_good}")
+
+    @property
+    def _last_good(self) -> str:
+        there = any(self.folder.checkpoints.glob("*.pt"))
+        return f"the last good checkpoint is {self.folder.latest()}" if there else "there is no checkpoint yet"
 
     def _checkpoint(self, visit: int, done: int = 0) -> None:
+        agent = self.agent.state_dict()
+        self._refuse_broken(agent)
         state: State = {
             "digest": self.experiment.digest,
             "visit": visit,
             "done": done,
             "step": self.step,
-            "offset": self.jsonl.offset,
+            "offset": self.jsonl.mark,
             "matrix": self.rows,
-            "agent": self.agent.state_dict(),
+            "agent": agent,
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
             "methods": {name: method.state_dict() for name, method in self.plan.methods.items()},
             "monitors": {
@@ -294,21 +317,26 @@ class Walk:
             "segment": [self.segment.index, self.segment.start],
             "random": random_state(),
         }
-        self.folder.save(self.folder.stopped if done else self.folder.boundary(visit), state)
+        path = self.folder.stopped if done else self.folder.boundary(visit)
+        self.folder.save(path, state)
+        if not self.read_back:
+            self.folder.load(path, self.experiment.digest)
+            self.read_back = True
         self.folder.keep(self.experiment.checkpoint.keep)
 
     def restore(self, state: State) -> None:
         """Become what the walk was when this checkpoint was taken."""
         self.step, self.rows = state["step"], [list(row) for row in state["matrix"]]
         restore(self.plan, state)
-        for task in self.plan.tasks:
-            self._restore_task(task, state["tasks"][task.name], bool(state["done"]))
-        for name, value in state["monitors"].items():
-            self.plan.monitors[name].load_state_dict(value)
-        if "detector" in state:
-            self.segment = segment(self.plan, *state["segment"])
-            self.detector.load_state_dict(state["detector"])
-        set_random_state(state["random"])
+        with fitting():
+            for task in self.plan.tasks:
+                self._restore_task(task, state["tasks"][task.name], bool(state["done"]))
+            for name, value in state["monitors"].items():
+                self.plan.monitors[name].load_state_dict(value)
+            if "detector" in state:
+                self.segment = segment(self.plan, *state["segment"])
+                self.detector.load_state_dict(state["detector"])
+            set_random_state(state["random"])
         for record in sinks.read_records(self.folder.records):
             self.board.write(record)
         for visit, phase, spectrum in self.folder.read_spectra():
@@ -330,8 +358,9 @@ class Walk:
 
     def close(self) -> None:
         """Flush and close every sink."""
-        for sink in (self.terminal, self.jsonl, self.board):
-            sink.close()
+        with contextlib.ExitStack() as stack:  # each, also where another cannot be
+            for sink in (self.board, self.jsonl, self.terminal):
+                stack.callback(sink.close)
 
 
 def _flat(data: Any, place: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ from crl.core import CrlError, brief
 from envs.sources import BUILT_IN, MB, SOURCES, File, Source, cache, unknown
 
 BLOCK = 2**18  # bytes read at once
+GZIP = b"\x1f\x8b"  # what gzip's files begin with
 
 
 def status() -> list[str]:
@@ -51,12 +52,28 @@ def status() -> list[str]:
 def _state(path: Path, file: File) -> str:
     if not path.is_file():
         return "not here"
-    return "there" if path.stat().st_size == file.size and _md5(path) == file.md5 else "damaged"
+    right = path.stat().st_size == file.size and _md5(path) == file.md5
+    return "there" if right or (file.inner_md5 and _inner_md5(path, file) == file.inner_md5) else "damaged"
 
 
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _inner_md5(path: Path, file: File) -> str:
+    """The sum of what a gzipped file holds (no more is unpacked than there should be), or of one that is not."""
+    with path.open("rb") as start:
+        packed = start.read(2) == GZIP
+    digest, read = hashlib.md5(usedforsecurity=False), 0
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            while read <= file.inner_size and (block := stream.read(BLOCK)):
+                digest.update(block)
+                read += len(block)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return "none"
+    return digest.hexdigest()
 
 
 def _source(name: str) -> Source:
@@ -225,6 +242,8 @@ def import_files(name: str, path: str | Path, tell: Callable[[str], None] = prin
     with _disk(folder):
         if not found.exists():
             raise CrlError(f"{path} does not exist")
+        if not found.is_dir() and not found.is_file():
+            raise CrlError(f"{path} is no regular file: right would be an archive, or the folder that holds the files")
         members = _choose(found, source)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -241,7 +260,7 @@ Member = tuple[File, IO[bytes]]
 
 def _choose(found: Path, source: Source) -> Iterator[Member]:
     """The files in a folder, or beside one of them; or else those in an archive, which a folder may hold."""
-    if found.is_file() and all(found.name != file.name for file in source.wanted):
+    if found.is_file() and all(found.name not in file.names for file in source.wanted):
         return _members(found, source.wanted)
     inside = _walk(found if found.is_dir() else found.parent)
     archive = next((path for file in source.files for path in inside.get(file.name, ())), None)
@@ -251,18 +270,19 @@ def _choose(found: Path, source: Source) -> Iterator[Member]:
 
 
 def _walk(folder: Path) -> dict[str, list[Path]]:
-    """Every file in a folder, however nested, by its name."""
+    """Every regular file in a folder, however nested, by its name: a pipe could be read for ever."""
     inside: dict[str, list[Path]] = {}
     for where, _, names in os.walk(folder):
-        for name in names:
-            inside.setdefault(name, []).append(Path(where, name))
+        for path in (Path(where, name) for name in names):
+            if path.is_file():
+                inside.setdefault(path.name, []).append(path)
     return inside
 
 
 def _files(inside: dict[str, list[Path]], files: Sequence[File]) -> Iterator[Member]:
     """Of several files of one name, the one that has the right sum."""
     for file in files:
-        paths = inside.get(file.name, [])
+        paths = [path for name in file.names for path in inside.get(name, ())]
         if paths:
             right = next((path for path in paths[1:] if _state(path, file) == "there"), paths[0])
             with right.open("rb") as stream:
@@ -271,7 +291,7 @@ def _files(inside: dict[str, list[Path]], files: Sequence[File]) -> Iterator[Mem
 
 def _members(archive: Path, files: Sequence[File]) -> Iterator[Member]:
     """The files of these names in a tar, read one after the other; nothing else of it is touched."""
-    by_name = {file.name: file for file in files}
+    by_name = {name: file for file in files for name in file.names}
     with tarfile.open(archive) as tar:
         for member in tar:
             file = by_name.get(PurePosixPath(member.name).name)
@@ -289,9 +309,12 @@ def _take(members: Iterable[Member], files: Sequence[File], folder: Path, where:
                 continue
             new = folder / f"{file.name}.new"
             done[file.name] = new
-            found = _copy(stream, new, file.size)
-            if found != file.md5:
-                raise CrlError(f"{where}: the md5 of {file.name} is {found}, not {file.md5}; nothing was taken")
+            found = _copy(stream, new, file)
+            inner = _inner_md5(new, file) if file.inner_md5 and found != file.md5 else ""
+            if found != file.md5 and (not inner or inner != file.inner_md5):
+                content = f", and of its content {inner}, not {file.inner_md5}" if inner else ""
+                wrong = f"the md5 of {file.name} is {found}, not {file.md5}{content}"
+                raise CrlError(f"{where}: {wrong}; nothing was taken")
         absent = [file.name for file in files if file.name not in done]
         if absent:
             raise CrlError(f"{where} has no {', '.join(absent)}; nothing was taken")
@@ -304,12 +327,15 @@ def _take(members: Iterable[Member], files: Sequence[File], folder: Path, where:
             new.unlink(missing_ok=True)
 
 
-def _copy(stream: IO[bytes], new: Path, size: int) -> str:
-    """Copy at most a little more than `size` bytes, and say the sum of what was copied."""
-    digest, copied = hashlib.md5(usedforsecurity=False), 0
-    with new.open("wb") as out:
-        while copied <= size and (block := stream.read(BLOCK)):
+def _copy(stream: IO[bytes], new: Path, file: File) -> str:
+    """Copy at most a little more than a file has, packing what came unpacked, and say the sum of what was copied."""
+    digest, copied, most = hashlib.md5(usedforsecurity=False), 0, max(file.size, file.inner_size)
+    block = stream.read(BLOCK)
+    packs = bool(file.inner_md5) and not block.startswith(GZIP)
+    with gzip.GzipFile(new, "wb", compresslevel=6, mtime=0) if packs else new.open("wb") as out:
+        while block and copied <= most:
             digest.update(block)
             out.write(block)
             copied += len(block)
+            block = stream.read(BLOCK)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,13 @@ import numpy as np
 from crl.core import Array, CrlError, brief
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "WEBP",
+    "GIF",
+)  # Pillow goes by content, and for EPS, whatever its name, runs a program
 Classes = dict[str, list[Path]]
 Found = tuple[Array, Array, Array, Array, tuple[str, ...]]  # images and labels to learn, and to be tested; the classes
 
@@ -79,7 +87,14 @@ def _pictures_of(folder: Path) -> list[Path]:
             raise CrlError(f"{path} is a folder where a class's pictures should be; right would be {right}")
         if path.suffix.lower() not in PICTURES:
             raise CrlError(f"{path} lies among a class's pictures and is none ({', '.join(PICTURES)})")
+        _regular(path)
     return found
+
+
+def _regular(path: Path) -> None:
+    """Refuse a pipe or a device, which could be read for ever."""
+    if not path.is_file():
+        raise CrlError(f"{path} is no regular file")
 
 
 def _read_pictures(paths: Sequence[Path]) -> Array:
@@ -103,7 +118,8 @@ def _picture(path: Path) -> Array:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        huge = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
+        with huge, Image.open(path, formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise CrlError(f"{path} has more than 8 bits a channel ({image.mode}): save it with 8")
             transparent = image.mode == "P" and "transparency" in image.info
@@ -140,6 +156,7 @@ def _from_arrays(inside: Sequence[Path]) -> Found:
 def _class_array(path: Path) -> Array:
     """The images of one class, (N, C, H, W), left on the disk until they are needed."""
     right = "right would be uint8 images (N, C, H, W) or (N, H, W, C), with one or three channels"
+    _regular(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy has many errors, and a pickle is one of them

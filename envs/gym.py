@@ -154,7 +154,7 @@ class GymTask:
         world, obs = self.world, engine.obs
         action, world.carry, note = self._act(agent, obs, world.carry)
         with self.alarm:
-            step = engine.step(action)
+            step = self._sound(engine.step(action))
         agent.observe(Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note))
         learned = agent.update()
         world.tally.add(learned)
@@ -186,6 +186,17 @@ class GymTask:
                 raise
             raise CrlError(f"{self.name}: an observation is not finite") from None
 
+    def _sound(self, step: Step) -> Step:
+        """A step whose numbers are finite: others are refused before they are learned from, or lie in a buffer."""
+        for what, values in (
+            ("a reward", step.reward),
+            ("an observation", step.next_obs),
+            ("an observation", step.obs),
+        ):
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise CrlError(f"{self.name}: {what} is not finite")
+        return step
+
     def _engine(self, visit: Visit) -> Engine:
         world = self.world
         if world.engine is None:
@@ -216,7 +227,7 @@ class GymTask:
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
                     action, carry, _ = self._act(agent, obs, carry, greedy)
                     with self.alarm:
-                        step = engine.step(action)
+                        step = self._sound(engine.step(action))
                     total += step.earned
                     length += 1
                     ended = step.terminated | step.truncated
@@ -245,7 +256,7 @@ class GymTask:
                 for _ in range(math.ceil(size / self.interface.envs)):
                     action, carry, note = self._act(agent, obs, carry)
                     with self.alarm:
-                        step = engine.step(action)
+                        step = self._sound(engine.step(action))
                     ended = (step.terminated, step.truncated)
                     rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))
                     carry = _restart(carry, ended[0] | ended[1])

@@ -15,11 +15,19 @@ BUILT_IN = {"shapes": (32, 3), "shapes_grey": (28, 1)}  # side and channels
 
 @dataclass(frozen=True)
 class File:
-    """A file, known by its content."""
+    """A file, known by its content. One that is gzipped is known by what it unpacks to as well: others pack it anew."""
 
     name: str
     md5: str
     size: int
+    inner_md5: str = ""
+    inner_size: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called: its own name, and where it is packed those of what is in it."""
+        inner = self.name.removesuffix(".gz")
+        return (self.name, inner, inner.replace("-idx", ".idx")) if self.inner_md5 else (self.name,)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,19 @@ class Source:
         return f"{max(1, round(sum(file.size for file in self.files) / MB))} MB"
 
 
+IDX = (
+    ("train-images-idx3-ubyte.gz", 47_040_016),
+    ("train-labels-idx1-ubyte.gz", 60_008),
+    ("t10k-images-idx3-ubyte.gz", 7_840_016),
+    ("t10k-labels-idx1-ubyte.gz", 10_008),
+)
+
+
+def _idx(*known: tuple[str, int, str]) -> tuple[File, ...]:
+    """The files of MNIST's format: of each, the sum and the size as it is packed, and the sum of what is in it."""
+    return tuple(File(name, *own, size) for (name, size), own in zip(IDX, known, strict=True))
+
+
 KRIZHEVSKY = (
     "https://www.cs.toronto.edu/~kriz/",
     "https://cave.cs.toronto.edu/kriz/",
@@ -61,11 +82,11 @@ willow_tree wolf woman worm
 """
 SOURCES = {
     "mnist": Source(
-        files=(
-            File("train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422),
-            File("train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", 28_881),
-            File("t10k-images-idx3-ubyte.gz", "9fb629c4189551a2d022fa330f9573f3", 1_648_877),
-            File("t10k-labels-idx1-ubyte.gz", "ec29112dd5afa0611ce80d1b7f02629c", 4_542),
+        files=_idx(
+            ("f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422, "6bbc9ace898e44ae57da46a324031adb"),
+            ("d53e105ee54ea40749a09fcbcd1e9432", 28_881, "a25bea736e30d166cdddb491f175f624"),
+            ("9fb629c4189551a2d022fa330f9573f3", 1_648_877, "2646ac647ad5339dbf082846283269ea"),
+            ("ec29112dd5afa0611ce80d1b7f02629c", 4_542, "27ae3e4e09519cfbb04c329615203637"),
         ),
         mirrors=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -74,11 +95,11 @@ SOURCES = {
         classes=tuple("0123456789"),
     ),
     "fashion_mnist": Source(
-        files=(
-            File("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
-            File("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29_515),
-            File("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4_422_102),
-            File("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5_148),
+        files=_idx(
+            ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            ("25c81989df183df01b3e8a0aad5dffbe", 29_515, "9018921c3c673c538a1fc5bad174d6f9"),
+            ("bef4ecab320f06d8554ea6380940ec79", 4_422_102, "8181f5470baa50b63fa0f6fddb340f0a"),
+            ("bb300cfdad3c16e7a12a480ee83cd310", 5_148, "15d484375f8d13e6eb1aabb0c3f46965"),
         ),
         mirrors=(
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",

@@ -1,8 +1,10 @@
 """Small datasets in the real formats, in a cache of their own, and how a refusal is tested."""
 
+import contextlib
 import gzip
 import hashlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,22 @@ def refused(call: Callable[[], object], *words: str) -> str:
     for word in words:
         assert word in line, line
     return line
+
+
+@contextlib.contextmanager
+def in_time(seconds: int = 10) -> Iterator[None]:
+    """Ends a block that would hang."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

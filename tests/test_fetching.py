@@ -1,15 +1,18 @@
 """The cache: a server of our own that stops, lies or is ignorant, archives, and files that are at hand."""
 
 import errno
+import gzip
 import hashlib
 import http.server
 import io
+import os
 import re
 import shutil
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +22,18 @@ import pytest
 from envs import fetching
 from envs.datasets import load
 from envs.fetching import fetch, import_files, status
-from envs.sources import SOURCES, Source, cache
-from tests.small_data import NAMES, described, empty_cache, pretend, quiet, refused, small_cifar, small_mnist
+from envs.sources import SOURCES, File, Source, cache
+from tests.small_data import (
+    NAMES,
+    described,
+    empty_cache,
+    in_time,
+    pretend,
+    quiet,
+    refused,
+    small_cifar,
+    small_mnist,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -289,3 +302,84 @@ def test_import_finds_the_right_one_of_several(home: Path, tmp_path: Path, monke
                 (tmp_path / "mine" / place / name).write_bytes(data if place == right else data[:-1] + b"?")
         import_files("mnist", tmp_path / "mine", quiet)
     assert load("mnist").count == 10
+
+
+# Files that others packed, or that are not packed.
+
+
+def twice_described(files: dict[str, bytes]) -> tuple[File, ...]:
+    """Files that are known by what they hold, too."""
+    inner = {name: gzip.decompress(data) for name, data in files.items()}
+    return tuple(
+        replace(file, inner_md5=hashlib.md5(inner[file.name]).hexdigest(), inner_size=len(inner[file.name]))
+        for file in described(files)
+    )
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    files = small_mnist()
+    pretend(monkeypatch, "mnist", replace(SOURCES["mnist"], files=twice_described(files)))
+    return files
+
+
+PACKINGS: dict[str, Callable[[str, bytes], tuple[str, bytes]]] = {
+    "raw": lambda name, data: (name.removesuffix(".gz"), data),
+    "raw, with a dot": lambda name, data: (name.removesuffix(".gz").replace("-idx", ".idx"), data),
+    "packed by others": lambda name, data: (name, gzip.compress(data, 1, mtime=7)),
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("archived", [False, True])
+def test_import_goes_by_content(
+    known: dict[str, bytes], home: Path, tmp_path: Path, packing: str, archived: bool
+) -> None:
+    mine = dict(PACKINGS[packing](name, gzip.decompress(data)) for name, data in known.items())
+    assert not set(mine.values()) & set(known.values())
+    (tmp_path / "mine").mkdir()
+    for name, data in mine.items():
+        (tmp_path / "mine" / name).write_bytes(data)
+    (tmp_path / "mine.tar.gz").write_bytes(tar(mine))
+    import_files("mnist", tmp_path / ("mine.tar.gz" if archived else "mine"), quiet)
+    assert sorted(path.name for path in (home / "mnist").iterdir()) == sorted(known)
+    assert any(re.match(r"mnist\s+there", line) for line in status())
+    expected = np.frombuffer(gzip.decompress(known[NAMES[0]])[16:], np.uint8).reshape(30, 1, 28, 28)
+    assert (load("mnist").train_x == expected).all()
+    (home / "mnist" / NAMES[0]).write_bytes(gzip.compress(gzip.decompress(known[NAMES[0]])[:-1] + b"?"))
+    assert any(re.match(r"mnist\s+damaged", line) for line in status())
+
+
+def test_import_of_other_content_is_refused(known: dict[str, bytes], home: Path, tmp_path: Path) -> None:
+    for name, data in known.items():
+        (tmp_path / name.removesuffix(".gz")).write_bytes(gzip.decompress(data))
+    odd = tmp_path / NAMES[2].removesuffix(".gz")
+    odd.write_bytes(odd.read_bytes()[:-1] + b"?")
+    refused(lambda: import_files("mnist", tmp_path, quiet), "the md5 of", NAMES[2], "its content", "nothing was taken")
+    assert not home.exists() or not list(home.rglob("*.gz*"))
+
+
+def test_a_gzip_bomb_in_the_cache_is_not_unpacked(known: dict[str, bytes], home: Path, tmp_path: Path) -> None:
+    """It has the right size, and would unpack to hundreds of times what it should."""
+    (home / "mnist").mkdir(parents=True)
+    for name, data in known.items():
+        (home / "mnist" / name).write_bytes(data)
+    bomb = gzip.compress(b"\0" * (200 * len(known[NAMES[0]])), mtime=0)
+    right = (bomb + b"\0" * len(known[NAMES[0]]))[: len(known[NAMES[0]])]
+    (home / "mnist" / NAMES[0]).write_bytes(right)
+    tracemalloc.start()
+    refused(lambda: load("mnist"), f"{NAMES[0]} is damaged (it unpacks to more than 23,536 bytes)")
+    assert any(re.match(r"mnist\s+damaged", line) for line in status())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * len(right)
+
+
+@pytest.mark.parametrize("where", ["among the files", "named itself"])
+def test_a_pipe_is_not_imported(known: dict[str, bytes], tmp_path: Path, where: str) -> None:
+    os.mkfifo(tmp_path / NAMES[0])
+    with in_time():
+        if where == "named itself":
+            refused(lambda: import_files("mnist", tmp_path / NAMES[0], quiet), "no regular file")
+        else:
+            refused(lambda: import_files("mnist", tmp_path, quiet), f"has no {NAMES[0]}")

@@ -1,17 +1,21 @@
 """Folders of classes: pictures, arrays, and what can be wrong with them."""
 
+import contextlib
 import io
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import EpsImagePlugin, Image
 
+from crl.core import CrlError
 from envs import datasets
 from envs.datasets import load
-from tests.small_data import refused
+from tests.small_data import in_time, refused
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 4), value: int = 100) -> None:
@@ -83,6 +87,47 @@ def test_wrong_folders(tmp_path: Path) -> None:
     picture(tmp_path / "test" / "cats" / "1.png")
     picture(tmp_path / "val" / "cats" / "1.png")
     say("has test, train, val")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_picture_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Pillow would hand PostScript to Ghostscript whatever the file is called; a stand-in says that it was called."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    for count in range(2):
+        picture(tmp_path / "data" / "cats" / f"{count}.png")
+    (tmp_path / "data" / "cats" / f"{number}.png").write_bytes(EPS)
+    with contextlib.suppress(CrlError):
+        load(str(tmp_path / "data"))
+    assert not (tmp_path / "ran").exists()
+    refused(lambda: load(str(tmp_path / "data")), f"{number}.png is no picture that can be read")
+
+
+@pytest.mark.parametrize("name", ["cats/1.png", "1.npy"])
+def test_a_pipe_among_pictures_is_refused(tmp_path: Path, name: str) -> None:
+    for count in range(2):
+        picture(tmp_path / "cats" / f"{count}.png")
+    path = tmp_path / name
+    if path.suffix == ".npy":
+        shutil.rmtree(tmp_path / "cats")
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with in_time():
+        refused(lambda: load(str(tmp_path)), f"{name} is no regular file")
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "cats" / "0.png", "1", (12_000, 10_000))
+    shutil.copy(tmp_path / "cats" / "0.png", tmp_path / "cats" / "1.png")
+    assert (tmp_path / "cats" / "0.png").stat().st_size < 200_000
+    refused(lambda: load(str(tmp_path)), "0.png is no picture that can be read")
 
 
 def test_an_array_for_each_class(tmp_path: Path) -> None:

@@ -570,14 +570,14 @@ def test_occupied_by_something_else(refused):
 @pytest.mark.parametrize("out", ["f", "f/deeper"])
 def test_unwritable_out(refused, out):
     Path("f").write_text("a file")
-    contains(refused("--out", out, text=config()), f"{out}/c/ppo: Not a directory")
+    contains(refused("--out", out, text=config()), f"{out}/c/ppo/seed-0: cannot be written: Not a directory")
 
 
 @COMMANDS
 @pytest.mark.parametrize("length", [0, 10, 3000])
 def test_checkpoint_truncated(refused, run, command, length):
     (run / LAST).write_bytes((run / LAST).read_bytes()[:length])
-    contains(refused(command, str(run)), f"{run / LAST}: truncated, or not a checkpoint of crl")
+    contains(refused(command, str(run)), f"{run / LAST}: truncated, damaged, or not a checkpoint of crl")
 
 
 @COMMANDS
@@ -606,7 +606,7 @@ class Evil:
 @pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_checkpoint_that_would_run_code(refused, run, save):
     save({"format": 1, "digest": Evil()}, run / LAST)
-    contains(refused("resume", str(run)), "truncated, or not a checkpoint of crl")
+    contains(refused("resume", str(run)), "truncated, damaged, or not a checkpoint of crl")
     assert not Path("ran").exists()
 
 

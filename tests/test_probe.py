@@ -303,7 +303,9 @@ def test_a_damaged_checkpoint(
     path = Path(shutil.copytree(run.path, tmp_path / "run"))
     file = path / "checkpoints" / "boundary-01.pt"
     file.write_bytes(file.read_bytes()[:-200] if damage is None else damage)
-    assert "boundary-01.pt: truncated, or not a checkpoint of crl" in refused(capsys, str(path), "--visit", "2")
+    assert "boundary-01.pt: truncated, damaged, or not a checkpoint of crl" in refused(
+        capsys, str(path), "--visit", "2"
+    )
     assert probe(path, 1, "init").differ == [], "the other boundaries can still be looked at"
 
 
@@ -351,7 +353,7 @@ def test_a_damaged_spectrum_is_one_line(run: Run, tmp_path: Path, damage: str) -
     path = Path(shutil.copytree(run.path, tmp_path / "run"))
     file = path / "spectra" / "1-init-actor.npz"
     file.write_bytes(SPECTRA[damage](file.read_bytes()))
-    with pytest.raises(CrlError, match=r"1-init-actor\.npz: not a spectrum of crl"):
+    with pytest.raises(CrlError, match=r"1-init-actor\.npz: damaged, or not a spectrum of crl"):
         RunFolder(path).read_spectra()
     assert not Bomb.fired, "no content of a file is run"
 
