@@ -1,5 +1,6 @@
 """Counts of eigenvalues are brackets: the truth is inside, and they are no wider than what was proved."""
 
+import functools
 import math
 
 import numpy as np
@@ -87,23 +88,20 @@ class Surrogate(nn.Module):
         return (-surrogate + 0.5 * (outputs[:, 3] - targets[:, 2]).square() - 0.01 * entropy).mean()
 
 
-def nets() -> dict[str, Tensor]:
-    """Hessians of real nets, dense."""
-    found = {}
-    kinds: dict[str, nn.Module] = {"cross-entropy": nn.CrossEntropyLoss(), "PPO": Surrogate()}
-    for name, loss in kinds.items():
-        for rounds in (0, 1, 3, 5):
-            problem = supervised(*((net := trained(loss, rounds, rounds))[0], loss, net[1]))
-            found[f"{name} after {rounds} tasks"] = Hessian(problem).dense()
-    return found
-
-
-MADE, NETS = made(), nets()
+LOSSES: dict[str, nn.Module] = {"cross-entropy": nn.CrossEntropyLoss(), "PPO": Surrogate()}
+NETS = {f"{name} after {rounds} tasks": (loss, rounds) for name, loss in LOSSES.items() for rounds in (0, 1, 3, 5)}
+MADE = made()
 CASES = [*MADE, *NETS]
 
 
+@functools.cache
 def matrix_of(name: str) -> Tensor:
-    return rotated(MADE[name], len(name)) if name in MADE else NETS[name]
+    """A matrix with a spectrum that was made, or the Hessian of a real net."""
+    if name in MADE:
+        return rotated(MADE[name], len(name))
+    loss, rounds = NETS[name]
+    net, batch = trained(loss, rounds, rounds)
+    return Hessian(supervised(net, loss, batch)).dense()
 
 
 def stieltjes(seen: Tridiagonal, eps: float) -> tuple[float, float]:
