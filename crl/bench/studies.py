@@ -189,6 +189,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
             "clone": Arm([{"use": "clone"}]),
             "lwf": Arm([{"use": "lwf", "strength": 0.1}]),
             "agem": Arm([{"use": "agem"}]),
+            "plain, rewards as they are": Arm(changes={"agent.normalize.reward": False}),
         },
         forgetting,
         (
