@@ -228,7 +228,7 @@ class SI(Anchored):
     gradient is the agent's own loss's, before this penalty and before clipping. The paper's penalty, c * importance *
     (w - anchor)^2, has no half, so its c is half the strength. Its c = 1 on Split-MNIST goes with Adam and ten epochs;
     after less training importance is smaller, and c = 1/2 did next to nothing in `configs/split_mnist.yaml`, where a
-    strength of 30 keeps two fifths of what was forgotten, 100 keeps most of it, and 1,000 diverges. On small images 100
+    strength of 30 keeps three tenths of what was forgotten, 100 most of it, and 1,000 diverges. On small images 100
     stopped the learning, hence 30.
     """
 
