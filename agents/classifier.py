@@ -48,8 +48,8 @@ class Classifier:
         self.classes = int(answered.n)
         torch.manual_seed(seed)
         self.flat = not isinstance(net, Mapping) or net.get("use", "mlp") == "mlp"
-        self.layout = torch.contiguous_format if self.flat or len(seen.shape) != 3 else torch.channels_last  # faster
         model = nets.build(net or {}, seen.shape, self.classes)
+        self.layout = _layout(model, self.flat or len(seen.shape) != 3)
         self._model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         rate = number("agent.learning_rate", learning_rate, 0.0)
         self.optimizers = [make(optimizer, self._model.parameters(), rate)]
@@ -337,3 +337,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _kl(before: Tensor, after: Tensor) -> Tensor:
     """KL(before || after) of each row of logits."""
     return (before.softmax(1) * (before.log_softmax(1) - after.log_softmax(1))).sum(1)
+
+
+def _layout(model: nn.Module, flat: bool) -> torch.memory_format:
+    """How a model and its pictures lie in memory: channels last is faster.
+
+    Not where a narrow net has a shortcut of fewer than 8 channels: torch 2.13 then writes past its memory on some
+    processors (the gradient of a 1 x 1 convolution with a stride, by oneDNN).
+    """
+    narrow = any(
+        isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.in_channels < 8 for part in model.modules()
+    )
+    return torch.contiguous_format if flat or narrow else torch.channels_last
