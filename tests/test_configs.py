@@ -67,7 +67,7 @@ def test_both_kinds_are_shipped() -> None:
 SMALLER: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [8, 8]},
     "conv": {"channels": [4, 4, 4], "hidden": [8]},
-    "resnet18": {"width": 8},
+    "resnet18": {"width": 4},
 }
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")
 
 DENSE = {"hidden": [8, 8]}
 CONV = {"use": "conv", "channels": [4, 6], "hidden": [8, 8]}
-RESNET = {
+RESNET = {"use": "resnet18", "width": 4, "dense": [8, 8]}
     "use": "resnet18",
     "width": 8,
     "dense": [8, 8],
@@ -151,7 +151,7 @@ def test_a_norm_layer_is_what_it_asks_for(net: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["erank", "l2_er"])
 def test_a_resnet_without_dense_layers_has_hidden_layers(name: str) -> None:
-    Story(planned({"use": "resnet18", "width": 8}, "task", name)).go()
+    Story(planned({"use": "resnet18", "width": 4}, "task", name)).go()
 
 
 RESUMED = ("lwf", "replay", "ewc", "generative_replay", "l2_er", "cbp")
