@@ -23,10 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")
 DENSE = {"hidden": [8, 8]}
 CONV = {"use": "conv", "channels": [4, 6], "hidden": [8, 8]}
 RESNET = {"use": "resnet18", "width": 4, "dense": [8, 8]}
-    "use": "resnet18",
-    "width": 8,
-    "dense": [8, 8],
-}  # with 4 channels torch 2.13 writes past its memory on some CPUs
 GRU = {"use": "convgru", "hidden": 2, "bands": 2, "dense": 8}
 WALKS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {  # net, scenario, rules
     "mlp": (DENSE, "task", {}),
