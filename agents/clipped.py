@@ -41,8 +41,7 @@ def _norms(algo: Any) -> tuple[float, float]:
         return torch.as_tensor(values[:rows], device=algo.device).flatten(0, 1)
 
     actions = part(buffer.actions)
-    if policy.action_space.shape == ():
-        actions = actions.long().flatten()
+    actions = actions.long().flatten() if policy.action_space.shape == () else actions.float()  # as SB3's own samples
     values, log_prob, _ = policy.evaluate_actions(part(buffer.observations), actions)
     gain = part(buffer.advantages)
     gain = (gain - gain.mean()) / (gain.std() + 1e-8)

@@ -29,6 +29,7 @@ from crl.core import (
     set_random_state,
 )
 from crl.detect import Detector
+from crl.failing import Failed
 from crl.linalg import Estimate, Spectrum
 from crl.opened import Run, fitting, restore, visit_areas
 from crl.sound import broken
@@ -130,6 +131,8 @@ class Walk:
         """The task's own, and beside its mistakes the checkpoint from before them."""
         try:
             yield from visit.task.train(self.agent, visit)
+        except Failed:
+            raise
         except CrlError as error:
             raise CrlError(f"{error}; {self._last_good}") from error
 

@@ -124,7 +124,7 @@ class Earned(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """A step whose reward is noted."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated, truncated, {**info, EARNED: float(reward)}
+        return obs, reward, terminated, truncated, {**info, EARNED: float(number(self, reward))}
 
 
 EARNED = "crl.earned"  # a key of `info`

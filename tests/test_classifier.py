@@ -773,7 +773,7 @@ def test_looking_changes_nothing(plain: Run, tmp_path: Path, settings: dict[str,
     if "monitors" in settings:
         for start in ("hessian/", "erank/", "dormant/", "norms/"):
             assert any(r.name.startswith(start) for r in run.records), start
-        assert not any(r.note for r in run.records)
+        assert all(r.note.startswith("between ") for r in run.records if r.note), "what is not resolved"
     elif settings["evaluation"].get("every"):
         during = [(r.visit, r.step) for r in run.records if r.phase == "during" and r.task == "task 1"]
         assert during == [(i, 256 * (i - 1) + 64 * k) for i in (1, 2, 3, 4) for k in (1, 2, 3)]
@@ -898,7 +898,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_loss_that_is_not_finite_ends_the_walk(tmp_path: Path) -> None:
     with pytest.raises(CrlError, match="losses/loss is not finite any more: step 64, visit 1"):
-        walk(tmp_path, agent={**DATA["agent"], "learning_rate": 1e30})
+        walk(tmp_path, agent={**DATA["agent"], "learning_rate": 1e12})
 
 
 def test_whole_is_a_task_of_the_contract() -> None:

@@ -447,7 +447,11 @@ def test_a_run_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None
     report = correlate([runs], tmp_path / "out", resamples=100)
     notes = [note for note in report.notes if note.startswith("left out")]
     assert (
-        len(notes) == 2 and "seed-0: it has no matrix.csv" in notes[0] and "seed-1" in notes[1] and "line 1" in notes[1]
+        len(notes) == 2
+        and "seed-0" in notes[0]
+        and "matrix.csv: cannot be read" in notes[0]
+        and "seed-1" in notes[1]
+        and "line 1" in notes[1]
     )
     (runs / "seed-2" / "manifest.json").write_text(json.dumps({"status": "new"}))
     with pytest.raises(CrlError, match=r"nothing to correlate.*seed-0"):

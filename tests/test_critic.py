@@ -14,6 +14,7 @@ import crl
 from agents.ppo import PPO
 from crl import build, config, plan
 from crl.core import CrlError, Experience, Interface, Rules, Visit
+from crl.estimate import Estimate
 from crl.methods.anchors import EWC, MAS, OnlineEWC
 from crl.methods.memory import AGEM, DER, Clone, LwF
 from crl.methods.method import Method
@@ -305,7 +306,7 @@ def test_lwf_with_one_head_is_warned_of(method: Any, parts: dict[str, Any], warn
 def test_check_and_train_say_the_warning(
     tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_estimate", lambda built: 1.0)
+    monkeypatch.setattr(plan, "estimate", lambda built: Estimate(1.0, 0.0, 0.0))
     data = built("lwf").experiment.plain()
     assert "\nwarning   methods.0: lwf with one head" in plan.describe(data)
     crl.train(data, out=tmp_path, verbosity=0)

@@ -29,7 +29,7 @@ from crl import cli, disk
 from crl.checkpoint import FIELDS, FORMAT
 from crl.core import CrlError
 from crl.correlate import correlate
-from crl.linalg import Spectrum
+from crl.linalg import Block, Spectrum
 from crl.opened import Run
 from crl.probe import probe
 from crl.sinks import LARGE, TensorBoard
@@ -394,8 +394,7 @@ FILES = {
 def test_damaged_files_cost_one_line(done: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for number, data in enumerate(FILES[name]):
         path = Path(shutil.copytree(done, tmp_path / str(number)))
-        ones = np.ones((1, 1))
-        RunFolder(path).write_spectrum(1, "init", "hessian/model", Spectrum(ones, ones, 1, None, {}))
+        RunFolder(path).write_spectrum(1, "init", "hessian/model", Spectrum((Block(1, np.ones(1)),), {}))
         file = path / name
         file.write_bytes(data)
         calls: dict[str, Callable[[], object]] = {
@@ -457,9 +456,7 @@ def test_names_of_any_kind_come_back_from_the_matrix(tmp_path: Path) -> None:
 def test_spectra_of_like_names_are_files_of_their_own(tmp_path: Path) -> None:
     folder, names = RunFolder(tmp_path), ["a b", "a/b", "a-b", "a%20b", "é", "x" * 240, "x" * 241, ".."]
     for value, name in enumerate(names):
-        folder.write_spectrum(
-            1, "init", f"hessian/{name}", Spectrum(np.full((1, 1), float(value)), np.ones((1, 1)), 1, None, {})
-        )
+        folder.write_spectrum(1, "init", f"hessian/{name}", Spectrum((Block(1, np.full(1, float(value))),), {}))
     found = {each.settings["name"]: each.values[0, 0] for _, _, each in folder.read_spectra()}
     assert found == {f"hessian/{name}": value for value, name in enumerate(names)}
     assert folder.spectrum(1, "init", "hessian/actor").name == "1-init-actor.npz"
@@ -553,7 +550,7 @@ def test_pictures_at_boundaries_stay_few_and_small(tmp_path: Path, monkeypatch: 
     rows = [[0.0, 1.0]]
     for visit in range(1, visits + 1):
         for phase in ("init", "end"):
-            spectrum = Spectrum(np.ones((1, 1)), np.ones((1, 1)), 1, None, {})
+            spectrum = Spectrum((Block(1, np.ones(1)),), {})
             board.spectrum(visit, phase, "hessian/q", spectrum)
         rows.append([0.0, 1.0])
         board.matrix(visit, rows, ["x"] * len(rows), ["a", "b"], [0] * visit)

@@ -514,7 +514,7 @@ def test_erank_raises_what_the_monitor_reads(layers: str) -> None:
     torch.manual_seed(0)
     for agent in (classifier((6, 5)), player("ppo"), player("dqn")):
         method = put(ERank(layers=layers), agent)
-        method.block = [rows()["obs"]]
+        method.block = [rows()]
         seen = features.ERank(layers=layers).look(SimpleNamespace(agent=agent, batch=rows()))
         networks = {name.partition("/")[0] for name in seen}
         means = [np.mean([v for n, v in seen.items() if n.startswith(f"{network}/")]) for network in networks]
@@ -570,7 +570,7 @@ def test_erank_every_and_samples() -> None:
     learn(agent, *range(10), count=8)
     assert method.numbers()["steps"] == 3
     stream = np.concatenate([pairs(seed, 8).obs for seed in range(10)])
-    assert np.array_equal(torch.cat(method.block).numpy(), stream[-20:])
+    assert np.array_equal(torch.cat([part["obs"] for part in method.block]).numpy(), stream[-20:])
     ours, plain = classifier(lr=0.01), classifier(lr=0.01)
     put(ERank(lr=0.1, every=3, samples=256), ours)
     for agent in (ours, plain):

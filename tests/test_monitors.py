@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, relu
 
 import crl
 from agents.dqn import DQN
@@ -881,29 +881,18 @@ class Bag(nn.Module):
         return found
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(1, 16), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        words = self.first(x[:, :, None])[:, None]
-        found: Tensor = self.last(scaled_dot_product_attention(words, words, words)[:, 0].mean(1))
-        return found
-
-
 class Faulty(MyAgent):
     """It learns as ever; what it says of its loss is of no use."""
 
     def __init__(self, interface: Any, seed: int, device: str, fault: str = "") -> None:
         super().__init__(interface, seed, device)
         self.fault = fault
-        self.side = {"bag": Bag, "attention": Attention}.get(fault, nn.Identity)()
+        self.side = (Bag if fault == "bag" else nn.Identity)()
         self.optimizers = [self.optimizer]
 
     @property
     def networks(self) -> Any:
-        side = self.side if self.fault in ("bag", "attention") else self.model
+        side = self.side if self.fault == "bag" else self.model
         return {"net": dict(side.named_parameters())}
 
     def prepare(self, experience: Experience) -> dict[str, Tensor]:
@@ -912,7 +901,7 @@ class Faulty(MyAgent):
         return {"x": torch.as_tensor(experience.obs).flatten(0, 1)}
 
     def outputs(self, batch: Any) -> Tensor:
-        net = self.side if self.fault in ("bag", "attention") else self.model
+        net = self.side if self.fault == "bag" else self.model
         found: Tensor = net(batch["x"])
         return found
 
@@ -963,7 +952,6 @@ FAULTS = {
         "sample_plasticity": "not finite",
     },
     "bag": {"hessian": "an operation of this network has no second derivative"},
-    "attention": {"hessian": "an operation of this network has no second derivative"},
     "raises": {"hessian": "KeyError: 'no such thing'", "gradient_norm": "KeyError: 'no such thing'"},
 }
 

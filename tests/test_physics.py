@@ -15,6 +15,7 @@ from crl.changing import spread
 from crl.config import TaskSpec
 from crl.core import CrlError
 from crl.opened import Run
+from crl.stopping import AtOnce
 from crl.walk import Walk
 from envs.engines import Sync
 from envs.gym import build
@@ -170,9 +171,9 @@ def killed_and_resumed(data: dict[str, Any], out: Path, monkeypatch: pytest.Monk
     def die(self: Walk, visit: int, done: int = 0) -> None:
         checkpoint(self, visit, done)
         if done and visit == len(self.plan.order) - 1:
-            raise KeyboardInterrupt
+            raise AtOnce
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(AtOnce):
         patch.setattr(Walk, "_checkpoint", die)
         crl.train(data, out=out / "cut")
     return whole, crl.resume(out / "cut" / whole.path.relative_to(out / "whole"))
