@@ -59,6 +59,7 @@ class Run:
         folder.manifest()
         state = folder.load(folder.latest() if visit is None else folder.boundary(visit), self.experiment.digest)
         plan = build.build(self.experiment)
+        fits(plan, state)
         restore(plan, state)
         return plan, state
 
@@ -71,7 +72,6 @@ class Run:
 def restore(plan: build.Plan, state: State) -> None:
     """Fill agent and methods from a checkpoint, or say in one line that it does not fit: the structure comes first."""
     agent, methods = plan.agent, plan.methods
-    fits(plan, state)
     with fitting():
         for name, method in methods.items():
             if hasattr(method, "rebuild"):

@@ -14,7 +14,7 @@ from crl import boundary, build, config
 from crl.build import build_monitors
 from crl.core import CrlError, aside, facing
 from crl.hidden import hidden
-from crl.linalg import Spectrum
+from crl.linalg import Estimate, Spectrum
 from crl.named import METHODS, MONITORS
 from tests.test_method_contracts import SMALL, Story, difference, resumes
 
@@ -523,7 +523,11 @@ def test_a_monitor_finds_numbers_and_changes_nothing(walk: str, name: str) -> No
         torch.save({"agent": plan.agent.state_dict(), "random": torch.get_rng_state()}, state)
     assert found and all(key.startswith(f"{name}/") for key in found)
     sure = {key: value for key, value in found.items() if not key.split("/on/")[0].endswith("/error")}  # of one probe
-    numbers = [value for value in sure.values() if not isinstance(value, Spectrum)]
+    told = [
+        value for value in sure.values() if isinstance(value, Estimate)
+    ]  # not resolved by three steps, most of them
+    assert all(np.isfinite([one.low, one.high]).all() and (one.resolved or np.isnan(one.value)) for one in told)
+    numbers = [value for value in sure.values() if not isinstance(value, Spectrum | Estimate)]
     assert all(np.isfinite(value).all() for value in numbers)
     state.seek(0)
     looked, plain = (torch.load(io.BytesIO(s), weights_only=True) for s in (state.getvalue(), unwatched(walk)))
