@@ -120,7 +120,7 @@ def test_a_number_out_of_its_range(place: str, value: Any, why: str) -> None:
 
 def test_what_is_kept_must_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crl.methods.memory.available", lambda device: 2**20)
-    assert "methods.0: size: 1,000,000 rows take 0.015 GiB" in said(methods=[{"use": "clone", "size": 10**6}])
+    assert "methods.0: size: 1,000,000 rows take 0.015 GiB" in said(methods=[{"use": "agem", "size": 10**6}])
     assert "methods.0: batch: 1,000,000 rows take" in said(methods=[{"use": "agem", "batch": 10**6}])
 
 
