@@ -259,6 +259,7 @@ class Clone(Rehearsal):
         """An agent without a critic has its answers cloned, and that is all."""
         if not getattr(agent, "critic_columns", ()):
             self.critic = 0.0
+        super().accepts(agent)
 
     def row_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Of answering otherwise."""
