@@ -81,7 +81,7 @@ class Classifier:
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> tuple[Array, Any, Any]:
         """The likeliest class, or one drawn from the answer."""
-        if len(obs.shape) != 1 + len(self.interface.observation.shape or ()):
+        if tuple(obs.shape) == self.interface.observation.shape:
             raise CrlError(f"act() takes a batch of observations; of one of shape {(*obs.shape,)} make it: obs[None]")
         with torch.no_grad(), _evaluating(self.model):
             logits = only(self.model(self._inputs(obs)), self._answers)

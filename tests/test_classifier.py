@@ -473,13 +473,13 @@ def apart(a: Classifier, b: Classifier) -> float:
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize(
     ("kind", "rows", "steps", "far"),
-    [(Classifier, 1, 1000, 1e-5), (Classifier, 32, 100, 1e-4), (Double, 1, 150, 1e-10), (Double, 32, 60, 1e-10)],
+    [(Classifier, 1, 1000, 1e-5), (Classifier, 32, 100, 1e-3), (Double, 1, 150, 1e-10), (Double, 32, 60, 1e-10)],
     ids=["online", "float32", "online float64", "float64"],
 )
 def test_written_out_it_is_the_same_step(
     kind: type[Classifier], rows: int, steps: int, far: float, masked: bool, decay: float
 ) -> None:
-    """In float32 a ReLU at zero may fall the other way in a sum of another order, which processors choose."""
+    """Exactly in float64. In float32 the processor chooses the order of sums, and a ReLU near zero may fall either way."""
     agent, general = grey(kind)
     classes = (2, 7, 8) if masked else tuple(range(10))
     data = greys(min(rows * steps, 600), classes)
