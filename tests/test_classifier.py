@@ -465,21 +465,22 @@ def greys(count: int, labels: tuple[int, ...] = tuple(range(10))) -> Pairs:
 
 
 def apart(a: Classifier, b: Classifier) -> float:
+    """The root of the mean squared difference of the layer that differs most."""
     other = weights(b)
-    return max(float((value - other[name]).abs().max()) for name, value in weights(a).items())
+    return max(float((value - other[name]).square().mean().sqrt()) for name, value in weights(a).items())
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-2], ids=["", "decay"])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize(
     ("kind", "rows", "steps", "far"),
-    [(Classifier, 1, 1000, 1e-5), (Classifier, 32, 100, 1e-3), (Double, 1, 150, 1e-10), (Double, 32, 60, 1e-10)],
+    [(Classifier, 1, 1000, 1e-5), (Classifier, 32, 100, 5e-5), (Double, 1, 150, 1e-10), (Double, 32, 60, 1e-10)],
     ids=["online", "float32", "online float64", "float64"],
 )
 def test_written_out_it_is_the_same_step(
     kind: type[Classifier], rows: int, steps: int, far: float, masked: bool, decay: float
 ) -> None:
-    """Exactly in float64. In float32 the processor chooses the order of sums, and a ReLU near zero may fall either way."""
+    """To 1e-10 in float64. In float32 processors sum in unlike orders, and a ReLU near zero falls either way."""
     agent, general = grey(kind)
     classes = (2, 7, 8) if masked else tuple(range(10))
     data = greys(min(rows * steps, 600), classes)
@@ -496,8 +497,8 @@ def test_written_out_it_is_the_same_step(
         if i in (0, 46, 47, 48, 100):
             assert apart(agent, general) < far, "whenever it is looked at"
     assert apart(agent, general) < far
-    moved = {name: float((value - start[name]).abs().max()) for name, value in weights(agent).items()}
-    assert min(moved.values()) > 10 * far and all(type(p.grad) is type(None) for p in agent.model.parameters())
+    moved = {name: float((value - start[name]).square().mean().sqrt()) for name, value in weights(agent).items()}
+    assert min(moved.values()) > 5 * far and all(type(p.grad) is type(None) for p in agent.model.parameters())
     accuracies = [one.act(data.obs, None, True)[0] for one in (agent, general)]
     assert np.array_equal(*accuracies)
 
