@@ -498,7 +498,7 @@ def test_written_out_it_is_the_same_step(
             assert apart(agent, general) < far, "whenever it is looked at"
     assert apart(agent, general) < far
     moved = {name: float((value - start[name]).square().mean().sqrt()) for name, value in weights(agent).items()}
-    assert min(moved.values()) > 5 * far and all(type(p.grad) is type(None) for p in agent.model.parameters())
+    assert min(moved.values()) > 2 * far and all(type(p.grad) is type(None) for p in agent.model.parameters())
     accuracies = [one.act(data.obs, None, True)[0] for one in (agent, general)]
     assert np.array_equal(*accuracies)
 
