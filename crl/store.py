@@ -274,29 +274,16 @@ class RunFolder:
         if not path.is_file():
             have = ", ".join(p.stem for p in sorted(self.checkpoints.glob("*.pt"))) or "none"
             raise CrlError(f"{path}: no such checkpoint (here are: {have})")
-        try:
-            state = unpacked(path)
-        except Exception as error:  # what any bytes may lead to
-            said = f"{path}: truncated, damaged, or not a checkpoint of crl ({brief(error)})"
-            raise CrlError(said + self._instead(path)) from None
-        wrong = misfit(state)
+        state, wrong = _checkpoint(path, digest)
         if wrong:
-            raise CrlError(f"{path}: {wrong}")
-        if state.get("digest") != digest:
-            raise CrlError(
-                f"{path}: belongs to another config ({state.get('digest')}) than config.yaml here ({digest})"
-            )
-        return dict(state)
+            raise CrlError(f"{path}: {wrong}{self._instead(path, digest)}")
+        return state
 
-    def _instead(self, damaged: Path) -> str:
+    def _instead(self, damaged: Path, digest: str) -> str:
         """The last good checkpoint beside one that is damaged, and how to go on from it."""
         last = damaged == self.latest()
         for path in reversed(self._boundaries()):
-            if path == damaged:
-                continue
-            try:
-                unpacked(path)
-            except Exception:  # noqa: S112  it is damaged too
+            if path == damaged or _checkpoint(path, digest)[1]:
                 continue
             how = f": without the damaged one, `crl resume {self.path}` goes on from there" if last else ""
             return f"; the last good one is {path}{how}"
@@ -307,12 +294,27 @@ class RunFolder:
         return sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))
 
 
+def _checkpoint(path: Path, digest: str) -> tuple[State, str]:
+    """What a checkpoint holds, and why it is of no use here, if it is of none."""
+    try:
+        state = unpacked(path)
+    except Exception as error:  # what any bytes may lead to
+        return {}, f"truncated, damaged, or not a checkpoint of crl ({brief(error)})"
+    wrong = misfit(state)
+    if not wrong and state["digest"] != digest:
+        wrong = f"belongs to another config ({state['digest']}) than config.yaml here ({digest})"
+    return ({}, wrong) if wrong else (dict(state), "")
+
+
 def _spectrum(path: Path) -> Spectrum:
-    """A spectrum, if it is one: its zip's sums are checked as it is read."""
+    """A spectrum, if it is one. The sums of all its arrays are checked, also of those that only others read."""
     with zipfile.ZipFile(path) as archive:
         large = sum(info.file_size for info in archive.infolist())
         if large > MOST:
             raise ValueError(f"it unpacks to {large:,} bytes; the most is {MOST:,}")
+        wrong = archive.testzip()
+        if wrong is not None:
+            raise ValueError(f"the sum of {wrong} is wrong")
     found = Spectrum.load(path)
     values, weights = found.values, found.weights  # made of its blocks, each of which must be sound
     right = values.shape == weights.shape and values.size and bool(np.isfinite(values).all())

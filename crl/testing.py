@@ -35,6 +35,7 @@ from crl.core import (
     set_random_state,
 )
 from crl.linalg import Estimate, Spectrum
+from crl.optional import check_optional
 
 TICK = 2_048  # a visit of three times as many steps has a middle to stop in
 PPO = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}  # a small agent for monitors and methods
@@ -44,6 +45,7 @@ def check_agent(cls: Any, interface: Interface | None = None, **options: Any) ->
     """Build, train, evaluate, stop and resume an agent: `check_agent(MyAgent, learning_rate=1e-3)`.
 
     By default it sees four numbers and chooses one of three actions; another `interface` says what it sees instead.
+    Optional parts that it has (`prepare`, `outputs`, `objective`, `minibatch` and others) are each used once.
     """
     parts = ("act", "observe", "update", "state_dict", "load_state_dict")
     lacking = [name for name in parts if not callable(getattr(cls, name, None))]
@@ -70,6 +72,13 @@ def check_agent(cls: Any, interface: Interface | None = None, **options: Any) ->
     with aside(1):
         looked_at = _evaluated(trial().go(middle=True)).go().state()
     _same(looked_at, end, "an agent that was evaluated goes on differently in", "act() must leave no trace of itself")
+    with aside(1):
+        learned = trial().go()
+        obs = learned.task.sample(learned.agent, 7, 24)
+        _check_greedy(learned.agent, obs.obs.reshape(-1, *obs.obs.shape[2:]))
+        before = _frozen(learned.agent.state_dict())
+        check_optional(learned.agent, obs)
+        _same(_frozen(learned.agent.state_dict()), before, "prepare(), outputs() or objective() changes", "it is pure")
 
 
 def check_task(task: Task) -> None:
@@ -300,6 +309,15 @@ def _task(interface: Interface) -> Any:
     task = gym.build(env="crl/Noise-v0", name="noise", kwargs=spaces, envs=interface.envs)
     gym.join([task])
     return task
+
+
+def _check_greedy(agent: Any, obs: Array) -> None:
+    """The best action is the same whatever the chance."""
+    answers = []
+    for chance in (4, 5):
+        with aside(chance):
+            answers.append(agent.act(obs, None, True)[0])
+    _same(*answers, "act(greedy=True) gives two answers to one question, of", "it must leave nothing to chance")  # type: ignore[call-arg]
 
 
 def _check_shapes(seen: Experience, interface: Interface, size: int) -> None:

@@ -12,8 +12,11 @@ import crl
 from agents.dqn import DQN
 from agents.ppo import PPO
 from crl.cli import main
+from crl.core import Visit
+from crl.optional import check_optional
 from crl.testing import check_agent, check_method, check_monitor, check_task
 from envs.gym import build, join
+from tests.full_agent import FullAgent
 from tests.my_agent import MyAgent
 from tests.recurrent_agent import RecurrentAgent
 from tests.test_properties import Curious, Decay
@@ -22,7 +25,9 @@ SMALL_PPO = {"n_steps": 16, "batch_size": 64, "n_epochs": 1}
 SMALL_DQN = {"learning_starts": 64, "train_freq": 8, "buffer_size": 500}
 
 
-@pytest.mark.parametrize(("cls", "options"), [(MyAgent, {}), (RecurrentAgent, {}), (PPO, SMALL_PPO), (DQN, SMALL_DQN)])
+@pytest.mark.parametrize(
+    ("cls", "options"), [(MyAgent, {}), (FullAgent, {}), (RecurrentAgent, {}), (PPO, SMALL_PPO), (DQN, SMALL_DQN)]
+)
 def test_good_agents_pass(cls: Any, options: dict[str, Any]) -> None:
     check_agent(cls, **options)
 
@@ -71,17 +76,106 @@ class Arrays(MyAgent):
         return {**super().state_dict(), "extra": np.zeros(2)}
 
 
+class Chancy(MyAgent):
+    """It asks chance even where it is to do its best."""
+
+    def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
+        return super().act(obs, carry, False)
+
+
 class Lacking:
     def __init__(self, interface: Any, seed: int, device: str) -> None: ...
 
     def act(self, obs: Any, carry: Any, greedy: bool) -> Any: ...
 
 
-@pytest.mark.parametrize("cls", [NoOptimizer, Talker, Learner, OutOfRange, Arrays, Lacking])
+@pytest.mark.parametrize("cls", [NoOptimizer, Talker, Learner, OutOfRange, Arrays, Chancy, Lacking])
 def test_mutants_are_caught(cls: Any) -> None:
     with pytest.raises(AssertionError) as error:
         check_agent(cls)
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) > 30, "one sentence"
+
+
+class Summed(FullAgent):
+    """a mean"""
+
+    def objective(self, outputs: Any, batch: Any) -> Any:
+        return super().objective(outputs, batch) * len(outputs)
+
+
+class Flat(FullAgent):
+    """a row for each"""
+
+    def outputs(self, batch: Any) -> Any:
+        return super().outputs(batch).flatten()
+
+
+class Cut(FullAgent):
+    """without a graph"""
+
+    def outputs(self, batch: Any) -> Any:
+        return super().outputs(batch).detach()
+
+
+class Dropping(FullAgent):
+    """must be pure"""
+
+    def outputs(self, batch: Any) -> Any:
+        return torch.nn.functional.dropout(super().outputs(batch))
+
+
+class Unnamed(FullAgent):
+    """lacks 'obs'"""
+
+    def prepare(self, experience: Any) -> Any:
+        return {"state": super().prepare(experience)["obs"]}
+
+
+class Moving(FullAgent):
+    """tensor that is constant"""
+
+    def prepare(self, experience: Any) -> Any:
+        batch = super().prepare(experience)
+        return {**batch, "gain": self.model(batch["obs"])[:, 0]}
+
+
+class Foreign(FullAgent):
+    """no such parameter"""
+
+    networks: Any = {"actor": ["policy.weight"]}  # noqa: RUF012
+
+
+class Hungry(FullAgent):
+    """outputs fails with KeyError: 'first'"""
+
+    def outputs(self, batch: Any) -> Any:
+        return super().outputs(batch) * batch["first"]
+
+
+class Half(FullAgent):
+    """lacks outputs, objective"""
+
+    outputs: Any = property()
+    objective: Any = property()
+
+
+MUTANTS = [Summed, Flat, Cut, Dropping, Unnamed, Moving, Foreign, Hungry, Half]
+
+
+@pytest.mark.parametrize("cls", MUTANTS)
+def test_optional_parts_are_asked_too(cls: Any) -> None:
+    """An agent that only acts and learns does not need them; one that offers them, offers what monitors can use."""
+    task = build(env="CartPole-v1", name="pole", envs=4)
+    join([task])
+    agents = [kind(task.interface, 0, "cpu") for kind in (FullAgent, cls)]
+    seen = task.sample(agents[0], 7, 64)
+    for agent in agents:
+        agent.enter(Visit(1, task, 64, 0))
+        agent.minibatch = FullAgent.prepare(agent, seen)
+    check_optional(agents[0], seen)
+    with pytest.raises(AssertionError) as error:
+        check_optional(agents[1], seen)
+    assert cls.__doc__ in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 class Meddler:
