@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crl import build, config, named
+from crl import build, config, named, sinks
 from crl.baseline import add_baseline
 from crl.core import CrlError, NotTheSame
 from crl.disk import Unwritten
@@ -85,14 +85,17 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
         add_baseline(run.experiment, folder, walk.plan, _alone)
         return
     state = folder.load(folder.latest(), run.experiment.digest)
-    run.records  # noqa: B018  # as the run left them; the log is cut back below
+    reached = _reached(run)
     plan = build.build(run.experiment)
     if folder.manifest()["status"] == "walked":
         add_baseline(run.experiment, folder, plan, _alone)
         return
     folder.write_manifest({**_manifest(plan), **folder.manifest()})  # it may have been damaged
     fits(plan, state)
-    walk = Walk(plan, folder, verbosity, state["offset"])
+    try:
+        walk = Walk(plan, folder, verbosity, state["offset"])
+    except sinks.Damaged as error:
+        raise CrlError(f"{error}{folder.whole_log(run.experiment.digest)}") from None
     try:
         walk.restore(state)
     except NotTheSame as error:  # then not from here, but from the boundary before
@@ -104,7 +107,9 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
     except CrlError:
         walk.close()
         raise
-    if lost := max(_lost(run, state["step"]), 0):
+    if reached is None:
+        walk.terminal.note("the log was damaged after the last checkpoint: what was there is done again")
+    elif (lost := reached - state["step"]) > 0:
         where = f"goes on from its step {state['done']:,}" if state["done"] else "starts again from its boundary"
         walk.terminal.note(f"visit {state['visit'] + 1} {where}: {lost:,} steps are repeated")
     _walk(walk, state["visit"], state["done"])
@@ -210,9 +215,12 @@ def _manifest(plan: build.Plan) -> dict[str, Any]:
     }
 
 
-def _lost(run: Run, step: int) -> int:
-    """Steps logged after the checkpoint, which will be taken again."""
-    return max((record.step for record in run.records), default=step) - step
+def _reached(run: Run) -> int | None:
+    """The last step in the log, before it is cut back to where the checkpoint left it; none where it is damaged."""
+    try:
+        return max((record.step for record in run.records), default=0)
+    except sinks.Damaged:
+        return None
 
 
 def refuse_another(folder: RunFolder, experiment: config.Experiment) -> None:

@@ -28,6 +28,10 @@ from crl.pictures import LARGE, SMALL, Rows, bend, draw_matrix, draw_spectra, pi
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no numbers for these
 
 
+class Damaged(CrlError):
+    """A log is not what was written."""
+
+
 class Jsonl:
     """The run's log, one record a line, only ever added to. Opening at an `offset` cuts off all that follows it.
 
@@ -44,7 +48,7 @@ class Jsonl:
             for block in _blocks(path, size):
                 self.sum = zlib.crc32(block, self.sum)
             if known is not None and self.sum != known:
-                raise CrlError(f"{path}: damaged before byte {offset}: it is not what was written")
+                raise Damaged(f"{path}: damaged before byte {offset}: it is not what was written")
             self._file.truncate(size)
         except CrlError:
             self._file.close()
@@ -100,8 +104,8 @@ def read_records(path: Path, mark: Sequence[int] = ()) -> list[Record]:
     return records
 
 
-def _damaged(path: Path, why: str) -> CrlError:
-    return CrlError(f"{path}: damaged: {why}; `crl eval` does without it: the checkpoints and the matrix are not in it")
+def _damaged(path: Path, why: str) -> Damaged:
+    return Damaged(f"{path}: damaged: {why}; `crl eval` does without it: the checkpoints and the matrix are not in it")
 
 
 def _encode(value: float | list[float]) -> Any:
@@ -138,7 +142,7 @@ def _checked(path: Path, offset: int) -> int:
     with path.open("rb") as file:
         file.seek(max(offset - 1, 0))
         if offset and file.read(1) != b"\n":
-            raise CrlError(f"{path}: no record ends at byte {offset}, where the checkpoint left the log")
+            raise Damaged(f"{path}: no record ends at byte {offset}, where the checkpoint left the log")
     return offset
 
 

@@ -289,6 +289,16 @@ class RunFolder:
             return f"; the last good one is {path}{how}"
         return "; there is no other good one"
 
+    def whole_log(self, digest: str) -> str:
+        """Up to which checkpoint a damaged log is what was written, and how to go on from there."""
+        data = content(self.records)
+        for path in reversed(self._boundaries()):
+            state, wrong = _checkpoint(path, digest)
+            if not wrong and zlib.crc32(data[: state["offset"][0]]) == state["offset"][1]:
+                without = "without the checkpoints after it"
+                return f"; it is whole up to {path}: {without}, `crl resume {self.path}` goes on from there"
+        return "; it is whole up to no checkpoint"
+
     def _boundaries(self) -> list[Path]:
         """The checkpoints of all boundaries, in the order of the walk."""
         return sorted(self.checkpoints.glob("boundary-*.pt"), key=lambda path: (len(path.name), path.name))

@@ -109,12 +109,14 @@ def pairs(arrays: Arrays, draw: np.random.Generator, *, tasks: int = 2000) -> li
         raise CrlError("stream.data: pairs take at least two classes")
     dealt: list[int] = []
     found = []
+    known: dict[tuple[int, int], Slice] = {}  # with ten classes, 2,000 tasks are 90 pairs
     for i in range(1, whole("stream.tasks", tasks, 1, MOST) + 1):
         if len(dealt) < 2:
             dealt = draw.permutation(arrays.count).tolist()
         one, other = dealt.pop(), dealt.pop()
-        part = np.array([one, other])
-        found.append(replace(_of_classes(arrays, f"pair {i}", part, np.array([0, 1])), answers=()))
+        if (one, other) not in known:
+            known[one, other] = _of_classes(arrays, "", np.array([one, other]), np.array([0, 1]))
+        found.append(replace(known[one, other], name=f"pair {i}", answers=()))
     return found
 
 

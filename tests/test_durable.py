@@ -374,11 +374,27 @@ def test_a_damaged_log_is_not_gone_on_with(stopped: Path, done: Path) -> None:
     place = re.search(r'"value": \d\.(\d)', text)
     assert place is not None
     log.write_text(text[: place.start(1)] + str((int(place[1]) + 1) % 10) + text[place.end(1) :])
-    assert f"{log}: damaged" in said(lambda: crl.resume(stopped))
+    line = said(lambda: crl.resume(stopped))
+    assert f"{log}: damaged" in line and "it is whole up to" in line
     shutil.copy(log, done.parent / "damaged.jsonl")
     copy = Path(shutil.copytree(done, stopped.with_name("copy")))
     shutil.copy(log, copy)
     assert "metrics.jsonl: damaged" in said(lambda: Run(copy).records)
+
+
+def test_a_damaged_log_is_gone_on_with_from_where_it_is_whole(stopped: Path, done: Path) -> None:
+    """The first visit's records are damaged; the boundary before it is not."""
+    folder = RunFolder(stopped)
+    offset = torch.load(folder.boundary(0), weights_only=True)["offset"][0]
+    data = bytearray(folder.records.read_bytes())
+    place = offset + data[offset:].index(b'"step": ') + 8
+    data[place] = ord("1") if data[place] != ord("1") else ord("2")
+    folder.records.write_bytes(data)
+    line = said(lambda: crl.resume(stopped))
+    assert f"it is whole up to {folder.boundary(0)}: without the checkpoints after it, `crl resume {stopped}`" in line
+    for path in set(folder.checkpoints.iterdir()) - {folder.boundary(0)}:
+        path.unlink()
+    assert contents(crl.resume(stopped).path) == contents(done)
 
 
 FILES = {
