@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -37,7 +38,7 @@ def tiny(number: int) -> dict[str, Any]:
     """A walk of a few hundred steps: every agent in turn, with one method of all that it can do with."""
     from crl.named import METHODS
 
-    agent = AGENTS[number % len(AGENTS)]
+    agent = copy.deepcopy(AGENTS[number % len(AGENTS)])  # whoever asks may change it
     env = "Pendulum-v1" if agent["use"].endswith(CONTINUOUS) else "CartPole-v1"
     method = sorted(METHODS)[(number // len(AGENTS)) % len(METHODS)]
     data: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ def _changed(data: dict[str, Any], chance: Any) -> dict[str, Any]:
         owner, key = chance.choice(places)
         how = chance.random()
         if how < 0.75:
-            owner[key] = chance.choice(VALUES)
+            owner[key] = copy.deepcopy(chance.choice(VALUES))
         elif how < 0.9 and isinstance(owner, dict):
             owner[chance.choice(["x", "", "steps", "use", "gamma", "learning_rate", "n_epochs"])] = chance.choice(
                 VALUES
