@@ -55,23 +55,27 @@ def draw_matrix(
     values = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(tasks))
     low, high = _limits(values)
     colours = colormaps["viridis"].with_extremes(bad="0.88")
-    left, top = (0.07 * max(0, max(map(len, map(short, names)), default=0) - 16) for names in (row_names, tasks))
-    size = (min(2.6 + left + top + 0.75 * len(tasks), 18.0), min(1.9 + top + 0.42 * len(rows), 14.0))  # names need room
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    columns, lines = ([*range(0, count, math.ceil(count / LARGE) or 1)] for count in (len(tasks), len(rows)))
+    heads, names = [short(tasks[i]) for i in columns], [short(row_names[i]) for i in lines]
+    cells = (max(0.75 * min(len(tasks), LARGE), 1.0), max(0.42 * min(len(rows), LARGE), 1.0))  # inches
+    font = max(6.0, 9.0 - 0.15 * max(len(tasks) - 8, 0))
+    letter = 0.6 * font / 72  # a layout that measures texts takes longer than all else
+    left, top = (0.2 + share * letter * max(map(len, said), default=0) for share, said in ((1.0, names), (0.6, heads)))
+    right = max(1.1, 0.85 * letter * max(len(head) - 3 * i for i, head in enumerate(reversed([*heads, ""]))))
+    size = (left + cells[0] + right, top + cells[1] + 0.2)
+    figure = Figure(figsize=size, dpi=110)
+    axes = figure.add_axes((left / size[0], 0.2 / size[1], cells[0] / size[0], cells[1] / size[1]))
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    font = max(5.0, min(9.0, 72 * 0.55 * size[0] / (min(len(tasks), LARGE) + 3) / 3))
     if max(len(rows), len(tasks)) <= LARGE:
         _fill_in(axes, values, visited, (low, high), font)
     else:
         axes.plot(visited, range(1, len(visited) + 1), "s", color="#d55e00", markersize=2)
-    columns, lines = ([*range(0, count, math.ceil(count / LARGE) or 1)] for count in (len(tasks), len(rows)))
-    heads, names = [short(tasks[i]) for i in columns], [short(row_names[i]) for i in lines]
     axes.set_xticks(columns, heads, rotation=35, ha="left", rotation_mode="anchor", size=font)
     axes.set_yticks(lines, names, size=font)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=measure, shrink=0.9).outline.set_visible(False)
+    bar = figure.add_axes(((left + cells[0] + 0.15) / size[0], 0.2 / size[1], 0.14 / size[0], cells[1] / size[1]))
+    figure.colorbar(image, cax=bar, label=measure).outline.set_visible(False)
     return figure
 
 
@@ -116,8 +120,8 @@ def draw_spectra(seen: Sequence[tuple[str, Spectrum]], title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 4.4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8.0, 4.4), dpi=110)
+    axes = figure.add_axes((0.09, 0.12, 0.89, 0.8))
     reach = max((spectrum.magnitude for _, spectrum in seen), default=1.0)
     far = float(bend(np.array(max(reach, 10 * SMALL)))) + 0.4
     grid = np.linspace(-far, far, 801)
