@@ -22,6 +22,7 @@ from crl.cli import main
 from crl.core import CrlError, Interface
 from crl.metrics import summary
 from crl.testing import check_method
+from tests.marks import quickly
 from tests.my_agent import MyAgent
 from tests.my_method import Prune
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(config.CONFIGS.rglob("*.yaml"))
 STREAMS = [path for path in SHIPPED if config.read(path).stream]
 SEQUENCES = [path for path in SHIPPED if path not in STREAMS]
+QUICK = ("minigrid", "classic", "mixed", "split_mnist", "split_cifar100")  # the others walk in the long tests
 TINY = [("agent.n_steps", 16), ("agent.batch_size", 32), ("engine.envs", 2), ("evaluation.episodes", 1)]
 TINY += [("evaluation.of", "all"), ("threads", 1)]
 LONG = ("long", "cora_cycles", "papers/slippery_ant_short")  # looked at, they take ten seconds each
@@ -39,7 +41,7 @@ def stem(path: Path) -> str:
     return str(path.relative_to(config.CONFIGS).with_suffix(""))
 
 
-@pytest.mark.parametrize("path", SEQUENCES, ids=stem)
+@pytest.mark.parametrize("path", quickly(SEQUENCES, lambda path: path.stem in QUICK), ids=stem)
 def test_shipped_config_walks_shrunk(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("spectrum", "matrix"):  # pictures take longer than the walk
         monkeypatch.setattr(f"crl.sinks.TensorBoard.{name}", lambda *args: None)
@@ -85,7 +87,7 @@ def shrunk(path: Path) -> list[tuple[str, Any]]:
     return [*changes, ("evaluation.samples", 10)]
 
 
-@pytest.mark.parametrize("path", STREAMS, ids=stem)
+@pytest.mark.parametrize("path", quickly(STREAMS, lambda path: path.stem in QUICK), ids=stem)
 def test_shipped_stream_walks_shrunk(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:

@@ -12,6 +12,7 @@ from envs import shapes
 from envs.datasets import Arrays, load
 from envs.fetching import fetch
 from envs.sources import BUILT_IN
+from tests.marks import SLOW
 from tests.small_data import empty_cache, refused
 
 
@@ -153,7 +154,7 @@ def learned(net: torch.nn.Module, arrays: Arrays, epochs: int, rate: float) -> f
     return float((found == arrays.test_y).mean())
 
 
-@pytest.mark.parametrize("name", ["shapes", "shapes_grey"])
+@pytest.mark.parametrize("name", ["shapes_grey", pytest.param("shapes", marks=SLOW)])
 def test_shapes_are_hard_for_a_line_and_easy_for_a_convolution(name: str, one_thread: None) -> None:
     arrays = load(name)
     channels, side = arrays.train_x.shape[1:3]

@@ -49,6 +49,7 @@ from crl.linalg import (
 )
 from crl.linalg.lanczos import each_probe, probes
 from crl.linalg.operators import KEEP
+from tests.marks import quickly
 
 LANCZOS = importlib.import_module("crl.linalg.lanczos")  # the package's own attribute is the function of that name
 OPERATORS = importlib.import_module("crl.linalg.operators")
@@ -190,7 +191,7 @@ def trained(problem: Problem, steps: int) -> Problem:
     return problem
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", quickly(CASES, lambda kind: kind == "ppo"))
 def test_lanczos_finds_the_hessians_spectrum(kind: str) -> None:
     problem = trained(case(kind, LARGE[kind], samples=48), 40)
     operator = Hessian(problem)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import SLOW
+
 ROOT = Path(__file__).resolve().parent.parent
 STATM = Path("/proc/self/statm")
 BOUND = 5.0  # MiB between the medians of two groups of boundaries that are twelve visits apart
@@ -56,12 +58,14 @@ def growth(sizes: list[float]) -> float:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="the resident size is read from /proc")
+@SLOW
 def test_memory_is_flat_over_visits(tmp_path: Path) -> None:
     sizes = resident(tmp_path)
     assert growth(sizes) < BOUND, [round(size, 1) for size in sizes]
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="the resident size is read from /proc")
+@SLOW
 def test_a_monitor_that_keeps_what_it_sees_is_caught(tmp_path: Path) -> None:
     sizes = resident(tmp_path, "tests.wide.Keeps", pictures=False)
     assert growth(sizes) > 2 * BOUND, [round(size, 1) for size in sizes]

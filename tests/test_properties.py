@@ -9,6 +9,7 @@ import torch
 
 import crl
 from crl.named import MONITORS
+from tests.marks import quickly
 
 DATA: dict[str, Any] = {
     "name": "walk",
@@ -84,7 +85,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", quickly(AGENTS, lambda agent: agent == "ppo"))
 @pytest.mark.parametrize(
     "settings",
     [

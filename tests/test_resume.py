@@ -18,6 +18,7 @@ from crl.core import CrlError
 from crl.opened import Run
 from crl.store import RunFolder
 from envs.images import ImageTask
+from tests.marks import SLOW, quickly
 
 ROOT = Path(__file__).resolve().parent.parent
 # Budgets and intervals that do not divide each other, so that a counter left out of a checkpoint shows.
@@ -129,7 +130,7 @@ def short_ticks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=list(AGENTS))
+@pytest.fixture(scope="module", params=quickly(AGENTS, lambda agent: agent == "ppo"))
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     folder = tmp_path_factory.mktemp(request.param)
     path = config(request.param, folder)
@@ -137,7 +138,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize(
-    ("number", "visit"), [(signal.SIGKILL, 2), (signal.SIGKILL, 3), (signal.SIGINT, 2), (signal.SIGTERM, 3)]
+    ("number", "visit"),
+    quickly(
+        [(signal.SIGKILL, 2), (signal.SIGKILL, 3), (signal.SIGINT, 2), (signal.SIGTERM, 3)],
+        lambda case: case in ((signal.SIGKILL, 2), (signal.SIGTERM, 3)),
+    ),
 )
 def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, number: int, visit: int) -> None:
     path, expected = whole
@@ -155,6 +160,7 @@ def test_resumed_is_never_stopped(whole: tuple[Path, Run], tmp_path: Path, numbe
         crl.resume(folder)
 
 
+@SLOW
 def test_killed_says_what_it_costs(whole: tuple[Path, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, expected = whole
     interrupted(path, tmp_path, signal.SIGKILL)
@@ -167,13 +173,14 @@ def test_killed_says_what_it_costs(whole: tuple[Path, Run], tmp_path: Path, caps
     assert "visit 2 starts again from its boundary: " in capsys.readouterr().err
 
 
+@SLOW
 def test_same_seed_same_run_and_other_seed_other_run(whole: tuple[Path, Run], tmp_path: Path) -> None:
     path, expected = whole
     assert remembered(crl.train(path, out=tmp_path)) == remembered(expected)
     assert remembered(crl.train(path, out=tmp_path, seed=1))[1] != remembered(expected)[1]
 
 
-@pytest.mark.parametrize("left_out", ["optimizer", "random"])
+@pytest.mark.parametrize("left_out", ["optimizer", pytest.param("random", marks=SLOW)])
 def test_a_checkpoint_that_lacks_something_is_caught(
     whole: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:

@@ -27,6 +27,7 @@ from crl.pictures import number
 from crl.seeds import Seeds, child
 from crl.stats import iqm
 from crl.store import RunFolder
+from tests.marks import SLOW
 from tests.test_resume import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,7 +182,7 @@ def begun(path: Path, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="whether a process has ended is read from /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=SLOW)])
 def test_stopped_or_left_alone_they_stop_with_checkpoints_and_go_on(number: int, tmp_path: Path) -> None:
     path = config(tmp_path, steps=4_000, use="tests.slow_agent.Slow", folder=str(tmp_path), seconds=0.005)
     parent, children = begun(path, tmp_path / "runs")
@@ -202,6 +203,7 @@ def test_stopped_or_left_alone_they_stop_with_checkpoints_and_go_on(number: int,
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="whether a process has ended is read from /proc")
+@SLOW
 def test_asked_twice_they_stop_at_once(tmp_path: Path) -> None:
     path = config(tmp_path, use="tests.slow_agent.Slow", folder=str(tmp_path), seconds=300)
     parent, children = begun(path, tmp_path / "runs")
