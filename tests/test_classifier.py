@@ -499,8 +499,8 @@ def test_written_out_it_is_the_same_step(
     assert apart(agent, general) < far
     moved = {name: float((value - start[name]).square().mean().sqrt()) for name, value in weights(agent).items()}
     assert min(moved.values()) > 2 * far and all(type(p.grad) is type(None) for p in agent.model.parameters())
-    accuracies = [one.act(data.obs, None, True)[0] for one in (agent, general)]
-    assert np.array_equal(*accuracies)
+    one, other = (each.act(data.obs, None, True)[0] for each in (agent, general))
+    assert (one != other).mean() < (1e-2 if kind is Classifier else 1e-9), "a tie may fall either way"
 
 
 def test_it_may_change_between_the_two_ways() -> None:

@@ -544,7 +544,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_view_that_cannot_be_written_costs_one_line(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk. TensorBoard writes in a thread of its own."""
     (tmp_path / "c.yaml").write_text(json.dumps({**CONFIG, "monitors": []}))
-    argv = ["9000", "train", "--env-seq", str(tmp_path / "c.yaml"), "--out", str(tmp_path), "-q"]
+    argv = ["40000", "train", "--env-seq", str(tmp_path / "c.yaml"), "--out", str(tmp_path), "-q"]
     found = subprocess.run(
         [sys.executable, "-c", LIMITED, *argv], capture_output=True, text=True, cwd=ROOT, check=False
     )

@@ -26,6 +26,7 @@ from crl.methods.units import NORMS, Young
 from crl.named import METHODS
 from crl.opened import restore
 from tests.full_agent import FullAgent
+from tests.marks import SLOW, quickly
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")
 
@@ -225,7 +226,7 @@ def short_ticks() -> Any:
 EVERY = pytest.mark.parametrize("name", METHODS)
 ALL = pytest.mark.parametrize("agent", AGENTS)
 GO = [(agent, name) for agent in AGENTS for name in METHODS if (agent, name) != ("ppo", "replay")]
-EACH = pytest.mark.parametrize(("agent", "name"), GO)
+EACH = pytest.mark.parametrize(("agent", "name"), quickly(GO, lambda case: case[0] in ("ppo", "classifier")))
 
 
 # Idle.
@@ -529,7 +530,10 @@ def test_other_ways_resume(name: str, options: dict[str, Any]) -> None:
     resumes(story, plan)
 
 
-@pytest.mark.parametrize(("agent", "name"), [go for go in GO if go[0] in ("ppo", "dqn") and go[1] not in ONE_HEAD])
+HEADS = [go for go in GO if go[0] in ("ppo", "dqn") and go[1] not in ONE_HEAD]
+
+
+@pytest.mark.parametrize(("agent", "name"), quickly(HEADS, lambda case: case[0] == "dqn"))
 def test_heads_per_task(agent: str, name: str) -> None:
     """With a head for each task a method acts on all of them, and resumes so."""
     spec, rules = spec_of(agent, name), {"head": "per_task"}
