@@ -26,7 +26,7 @@ from crl.methods.units import NORMS, Young
 from crl.named import METHODS
 from crl.opened import restore
 from tests.full_agent import FullAgent
-from tests.marks import SLOW, quickly
+from tests.marks import quickly
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")
 
