@@ -21,10 +21,10 @@ INSIDE_ANT = {
     "hessian": "hessian/actor/epsilon_rank_0.001",
 }
 INSIDE_POLE = {
-    "hessian_rank": "hessian/actor/epsilon_rank_0.001",
-    "hessian_low": "hessian/actor/epsilon_rank_0.001/low",
-    "hessian_high": "hessian/actor/epsilon_rank_0.001/high",
-    "hessian_erank": "hessian/actor/effective_rank",
+    "hessian_rank": "hessian/actor/epsilon_rank_0.01",
+    "hessian_low": "hessian/actor/epsilon_rank_0.01/low",
+    "hessian_high": "hessian/actor/epsilon_rank_0.01/high",
+    "hessian_max": "hessian/actor/lambda_max",
 }
 EARLY, LATE = slice(5, 15), slice(-10, None)  # tasks of Permuted MNIST: after the first few, and the last
 
@@ -148,7 +148,7 @@ CONTROLS = {
     "ER": Arm(REPLAY),
 }
 
-# Strengths of `forgetting` were chosen among two or three each on seed 100; `plasticity` has an earlier sequence's.
+# Strengths were chosen among two or three each on seed 100, those of `plasticity` on an earlier sequence.
 STUDIES: dict[str, Callable[[], Study]] = {
     "plasticity": lambda: Study(
         "plasticity",
@@ -158,7 +158,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
             "new output layers": Arm(changes={"boundary.head": "per_task"}),
             "five times the entropy": Arm(changes={"agent.ent_coef": 0.05}),
             "l2": Arm([{"use": "l2", "strength": 1e-3}]),
-            "l2_er": Arm([{"use": "l2_er", "l2": 1e-4, "lr": 1e-2, "every": 5, "samples": 500}]),
+            "l2_er": Arm([{"use": "l2_er", "l2": 1e-3, "lr": 1e-2, "every": 5, "samples": 500}]),
             "shrink_perturb": Arm([{"use": "shrink_perturb", "keep": 0.4, "noise": 0.6}]),
             "redo": Arm([{"use": "redo", "every": 100}]),
             "LayerNorm": Arm(changes={"agent.net.norm": "layer"}),
@@ -167,9 +167,11 @@ STUDIES: dict[str, Callable[[], Study]] = {
         (
             *RETURNS,
             *INSIDE,
-            Column("hessian_rank_late", "Hessian's rank at 1e-3, actor", 2, SHARE),
-            Column("hessian_erank_early", "its effective rank, visits 2 and 3", 1, (0.0, math.inf)),
-            Column("hessian_erank_late", f"its effective rank, last {LAST}", 1, (0.0, math.inf)),
+            Column(
+                "hessian_low_late", f"Hessian's rank at .01, actor, at the start of the last {LAST}: from", 3, SHARE
+            ),
+            Column("hessian_high_late", "to", 3, SHARE),
+            Column("hessian_max_late", "its largest eigenvalue", 3, (0.0, math.inf)),
             Column("entropy_late", f"policy's entropy, first update of the last {LAST}", 2, (0.0, math.log(2))),
         ),
         differences=(("reset", "plain"), ("new output layers", "plain")),
