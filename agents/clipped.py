@@ -1,7 +1,8 @@
-"""Whether the critic leaves the actor anything, where one clip is over the gradients of both.
+"""Whether the critic is what learning is about, where one clip is over its gradient and the actor's.
 
-Rewards of hundreds make the value's gradient hundreds of times longer than the policy's. Clipped together to a norm
-of .5, the policy's part is then so small that steps follow the critic, and what a study says of learning is about it.
+Returns of hundreds make the value's gradient hundreds of times longer than the policy's. Clipped together to a norm
+of .5, next to nothing of it is the policy's; and a critic that has so far to go gives bad advantages for long. What a
+study says of learning is then about the scale of the rewards.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ def crowded_out(algo: Any) -> str:
     actor, critic = _norms(algo)
     if critic <= FEW * max(clip, actor):
         return ""
-    left = actor * clip / (actor**2 + critic**2) ** 0.5
     return (
-        f"large rewards: the critic's gradient is {critic:.3g}, and clipping it with the actor's ({actor:.2g}) to "
-        f"{clip:g} leaves the actor {left:.1g}; recommended: agent.normalize.reward=true"
+        f"the critic's gradient is {critic:.3g} and the actor's {actor:.2g}, clipped together to {clip:g}: returns are "
+        "large, and learning is about the critic; recommended: agent.normalize.reward=true"
     )
 
 

@@ -84,7 +84,8 @@ def build(experiment: Experiment) -> Plan:
     stride = 1 if experiment.stream else getattr(agent, "stride", 1) * interface.envs
     rounded = [-(-budget // stride) * stride for budget in steps]
     warned = tuple(_warnings(methods, tasks, experiment.boundary))
-    return Plan(experiment, tasks, order, rounded, interface, agent, methods, monitors, device, warned)
+    in_turn = dict(sorted(methods.items(), key=lambda item: getattr(item[1], "turn", 2)))  # otherwise as in the YAML
+    return Plan(experiment, tasks, order, rounded, interface, agent, in_turn, monitors, device, warned)
 
 
 def build_tasks(experiment: Experiment) -> tuple[list[Any], list[int], list[int]]:

@@ -72,9 +72,10 @@ def caption(runs: int, middle: bool = False) -> str:
     if not simulated:
         return ""
     even, skewed, rare = HELD[simulated]
+    two = " (of more than two values)" if simulated < 5 else ""  # three runs of 50/50 are alike in a quarter of cases
     said = (
         f"95 % intervals: simulated with {simulated} runs, they held the mean in at least {even} % of cases on "
-        f"symmetric data, {skewed} % on skewed data, and {rare} % where one run in five differs from the rest"
+        f"symmetric data{two}, {skewed} % on skewed data, and {rare} % where one run in five differs from the rest"
     )
     simulated = max((count for count in HELD_IQM if count <= runs), default=0)
     if middle and simulated:

@@ -68,7 +68,7 @@ def test_check_and_train_say_it_in_one_line(
     normalized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("crl.estimate.TRIAL", 0.1)
+    monkeypatch.setattr("crl.estimate.TRIAL", 1.0)
     agent = {"use": "ppo", **SMALL, "normalize": {"reward": normalized}}
     small = {"tasks": [{"env": "CartPole-v1", "steps": 256}], "engine": {"envs": 8}, "evaluation": {"episodes": 1}}
     Path("c.yaml").write_text(yaml.safe_dump({**small, "agent": agent, "monitors": []}))

@@ -627,6 +627,27 @@ def test_penalties_are_a_sum() -> None:
         torch.testing.assert_close(swapped, both, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"use": "l2_init", "strength": 0.1}, {"use": "generative_replay", **SMALL["generative_replay"]}),
+        ({"use": "ewc", "samples": 8}, {"use": "si", "strength": 5.0}),
+        ({"use": "generative_replay", **SMALL["generative_replay"]}, {"use": "si", "strength": 5.0}),
+    ],
+    ids=["weighed", "read", "weighed and read"],
+)
+def test_what_is_added_is_a_sum_in_any_order(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Who weighs the agent's own gradient, or reads it, comes before who adds to it, whatever the YAML says."""
+    ends = []
+    for methods in ([one, other], [other, one]):
+        with aside(1):
+            story = Story(planned("full", *methods))
+            for name, method in story.methods.items():
+                method.reseed(len(name))  # chance is by place in the YAML
+            ends.append(story.go().agent.state_dict())
+    assert not difference(*ends)
+
+
 @ALL
 def test_after_a_step_methods_act_in_order(agent: str) -> None:
     shaken, clip = {"use": "shrink_perturb", "every": "step", "keep": 1.0, "noise": 2.0}, {"use": "weight_clip"}

@@ -233,6 +233,7 @@ class SI(Anchored):
     """
 
     needs = ("model", "optimizers")
+    turn = 1
     samples_tasks = False
     memory: ClassVar[tuple[str, ...]] = ("anchors", "path", "start")
 

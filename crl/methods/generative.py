@@ -26,6 +26,7 @@ class GenerativeReplay(Taught):
 
     family = MEMORY
     needs = (*Taught.needs, "interface")
+    turn = 0
 
     def __init__(
         self, strength: float = 1.0, batch: int = 128, latent: int = 16, hidden: int = 128, lr: float = 1e-3
@@ -80,7 +81,7 @@ class GenerativeReplay(Taught):
         batch = {"obs": made.view(-1, *self.agent.minibatch["obs"].shape[1:])}
         if self.apart():
             apart = self.on_each(batch, self.earlier)
-            return None if apart is None else self.old_share * apart
+            return None if apart is None else self.old_share * apart / len(self.earlier)
         outputs, taught = self.agent.outputs(batch), self.taught(batch)
         made_up = {"made_up": True} if "made_up" in inspect.signature(self.agent.distill).parameters else {}
         loss: Tensor = self.agent.distill(outputs, taught, **made_up)

@@ -6,7 +6,8 @@ torch has the places, so no algorithm is forked. In the order in which they come
 2. `before_step(optimizer)`: the gradient is whole and clipped, and no weight has moved;
 3. `after_step(optimizer)`: the weights have moved.
 
-Several methods act in the order of the YAML at 2 and at 3; what they add at 1 is a sum.
+Several methods act in the order of the YAML at 2 and at 3. What they add at 1 is a sum: a method that weighs or reads
+the agent's own gradient there has its `turn` before those that add to it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Method:
     memory: ClassVar[tuple[str, ...]] = ()
     needs_boundaries: ClassVar[bool] = False
     one_head: ClassVar[bool] = False  # whether heads per task are refused
+    turn: ClassVar[int] = 2  # who is first at a gradient: 0 weighs the agent's own, 1 reads it, 2 adds to it
     blind: ClassVar[bool] = False  # whether it never looks at gradients, which a step that is written out does not keep
     names_tasks: ClassVar[bool] = False  # whether it answers by a task's name
     samples_tasks: ClassVar[bool] = False  # whether it draws experience of the task that is being left
