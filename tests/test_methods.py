@@ -1718,6 +1718,27 @@ def test_the_generator_weighs_each_of_six_tasks_alike(monkeypatch: pytest.Monkey
         assert method.done["generator_loss"] == pytest.approx(1 / index)
 
 
+def test_told_tasks_count_alike_too() -> None:
+    """Heads or masks make one answer for each earlier task: of three tasks each counts a third, not two thirds."""
+    agent = classifier((6, 5))
+    method = put(GenerativeReplay(1.0, batch=32, latent=2, hidden=8), agent)
+    for index in (1, 2, 3):
+        enter(agent, method, visit(index, Pairs(f"task {index}", index)))
+        shake(agent)
+    parts: list[Tensor] = []
+
+    def on_each(batch: Any, tasks: Any) -> Tensor:
+        parts.extend(torch.ones(()) for _ in tasks)
+        return torch.stack(parts).sum()
+
+    agent.minibatch = {"obs": torch.zeros(8, INPUTS)}
+    method.apart = lambda: True  # type: ignore[method-assign]
+    method.on_each = on_each  # type: ignore[method-assign]
+    with torch.no_grad():
+        loss = method.loss()
+    assert len(parts) == 2 and loss is not None and float(loss) == pytest.approx(2 / 3)
+
+
 def test_what_lies_far_from_the_first_batch_is_made_too() -> None:
     """x + 4 of numbers that spread by 0.1: forty spreads away, and no clamp keeps them out."""
     torch.manual_seed(0)
