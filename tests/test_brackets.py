@@ -278,6 +278,29 @@ def test_the_ggn_is_exact_through_its_gram_matrix(loss: nn.Module) -> None:
     assert seen.epsilon_rank(1e-12).value <= 80 / problem.size
 
 
+def test_the_ggn_of_more_samples_than_parameters_is_over_its_parameters(tmp_path: object) -> None:
+    """The Gram has 120 rows and the matrix 75, of which an unseen input and a dead unit make 16 zero."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).double()
+    inputs, targets = torch.randn(40, 4).double(), torch.randint(3, (40,))
+    inputs[:, 0] = 0.0
+    with torch.no_grad():
+        net[0].bias[0] = -100.0
+    for few in (40, 5):  # fewer samples: the Gram is the smaller, and zero eigenvalues are no zero rows
+        problem = supervised(net, nn.functional.cross_entropy, (inputs[:few], targets[:few]))
+        whole = GGN(problem).dense()
+        wanted, dead = np.linalg.eigvalsh(whole.numpy()), int((whole == 0).all(1).sum())
+        assert problem.size == 75 and dead >= 9 + 4 + 3
+        seen = ggn_spectrum(problem)
+        seen.save(f"{tmp_path}/{few}.npz")
+        for found in (seen, Spectrum.load(f"{tmp_path}/{few}.npz")):
+            assert found.size == 75 and found.zero_rows == dead
+            for eps in (1e-6, 1e-3, 1e-2):
+                share = float((np.abs(wanted) > eps).mean())
+                assert found.epsilon_rank(eps).value == pytest.approx(share, abs=1e-12)
+                assert found.trainable(share - 1e-9, eps) is True and found.trainable(share + 1e-9, eps) is False
+
+
 def test_trainable_says_when_it_cannot_tell() -> None:
     seen = spectrum(Matrix(rotated(np.logspace(-8, 0, 300), 0)), Effort(1, 12), dense=0)
     rank = seen.epsilon_rank(1e-2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from crl.linalg.brackets import SIGMAS, beyond, with_chance
 from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
 from crl.linalg.lanczos import probes as signs
 from crl.linalg.memory import room_for_gram
-from crl.linalg.operators import Gram, Hessian, Operator, Restricted, loss_weight
+from crl.linalg.operators import GGN, Gram, Hessian, Operator, Restricted, loss_weight
 from crl.linalg.problem import Problem
 from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum
 
@@ -163,23 +163,22 @@ def _resolved(
     return each
 
 
-def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any], size: int = 0) -> Spectrum:
-    """Every eigenvalue of a matrix that is written down, from products of a dtype; of a larger one, if `size` says so.
-
-    The larger matrix's further eigenvalues are zero, as are those of rows that are zero.
-    """
+def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any]) -> Spectrum:
+    """Every eigenvalue of a matrix that is written down, from products of a dtype."""
     live = (matrix != 0).any(1)
     values = torch.linalg.eigvalsh(matrix[live][:, live].double()).cpu().numpy()
-    none = max(size, len(matrix)) - len(values)
+    none = len(matrix) - len(values)
     blocks = [Block(len(values), values, (), _blur(values, 0.0, made_in))] if len(values) else []
     zeros = [Block(none, np.zeros(1))] if none else []
     return Spectrum((*blocks, *zeros), {**settings, "exact": True})
 
 
-def ggn_spectrum(problem: Problem, effort: Effort = Effort()) -> Spectrum:
+def ggn_spectrum(problem: Problem, effort: Effort = Effort(), seed: int = 0) -> Spectrum:
     """Every eigenvalue of the GGN J'LJ through the Gram matrix K = JJ', of samples x outputs rows.
 
-    With K = R R, the eigenvalues of J'LJ that are not zero are those of R L R, also where L is indefinite (PPO).
+    With K = R R, the eigenvalues of J'LJ that are not zero are those of R L R, also where L is indefinite (PPO). The
+    two differ in how many zeros they have: where R L R is the larger, its smallest by magnitude are left out, and where
+    it is the smaller, the others of J'LJ are zero though its rows are not.
     """
     room_for_gram(problem)
     gram = Gram(problem, "none")
@@ -189,9 +188,18 @@ def ggn_spectrum(problem: Problem, effort: Effort = Effort()) -> Spectrum:
     weight = loss_weight(problem).double()
     samples, numbers = weight.shape[:2]
     weighted = torch.einsum("nij,njk->nik", weight, root.reshape(samples, numbers, -1)).reshape(len(root), -1)
-    settings = {"products": 2 * gram.size, "through": "gram"}
-    found = exact_spectrum(root.T @ weighted, problem.like.dtype, settings, problem.size)
-    return replace(found, resolution=effort.resolution)
+    found = torch.linalg.eigvalsh(root.T @ weighted).cpu().numpy()
+    mark, noise = _marks(GGN(problem), seed)
+    live = int((mark != 0).sum())
+    kept = np.sort(found[np.argsort(-np.abs(found))[:live]])
+    blur = _blur(found, noise, problem.like.dtype)
+    blocks = (
+        Block(len(kept), kept, (), blur),
+        Block(live - len(kept), np.zeros(1), null=True),
+        Block(problem.size - live, np.zeros(1)),
+    )
+    settings = {"seed": seed, "products": MARKS + 2 * gram.size, "through": "gram", "exact": True}
+    return Spectrum(tuple(block for block in blocks if block.size), settings, effort.resolution)
 
 
 def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:

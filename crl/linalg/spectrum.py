@@ -65,6 +65,12 @@ class Block:
     eigenvalues: Array | None = None  # equally many times each: a single one stands for a block of equal ones
     seen: tuple[Tridiagonal, ...] = ()
     blur: float = 0.0  # how far rounding in the products may have moved an eigenvalue
+    null: bool = False  # zero eigenvalues that are no zero rows: directions, not parameters
+
+    @property
+    def zero_rows(self) -> int:
+        """Rows that are zero themselves."""
+        return self.size if self.eigenvalues is not None and not self.eigenvalues.any() and not self.null else 0
 
     @property
     def trials(self) -> float:
@@ -122,7 +128,7 @@ class Spectrum:
     @property
     def zero_rows(self) -> int:
         """Rows of the matrix that are zero: inputs never seen, dead units."""
-        return sum(block.size for block in self.blocks if block.eigenvalues is not None and not block.eigenvalues.any())
+        return sum(block.zero_rows for block in self.blocks)
 
     @property
     def exact(self) -> bool:
@@ -303,7 +309,7 @@ class Spectrum:
                 arrays[f"eigenvalues_{i}"] = block.eigenvalues
             for j, each in enumerate(block.seen):
                 arrays[f"probe_{i}_{j}"] = np.stack([each.diagonal, each.off])
-        blocks = [[block.size, block.blur, len(block.seen)] for block in self.blocks]
+        blocks = [[block.size, block.blur, len(block.seen), block.null] for block in self.blocks]
         head = {"blocks": blocks, "resolution": self.resolution, "settings": dict(self.settings)}
         file = io.BytesIO()
         np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
@@ -317,10 +323,10 @@ class Spectrum:
                 raise ValueError(f"{path} {EARLIER}")
             head = json.loads(str(data["head"]))
             blocks = []
-            for i, (size, blur, count) in enumerate(head["blocks"]):
+            for i, (size, blur, count, *null) in enumerate(head["blocks"]):
                 eigenvalues = data.get(f"eigenvalues_{i}")
                 seen = tuple(Tridiagonal(*data[f"probe_{i}_{j}"]) for j in range(count))
-                blocks.append(Block(size, eigenvalues, seen, blur))
+                blocks.append(Block(size, eigenvalues, seen, blur, *null))
             return cls(tuple(blocks), head["settings"], head["resolution"])
 
 
