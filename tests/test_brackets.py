@@ -301,6 +301,43 @@ def test_the_ggn_of_more_samples_than_parameters_is_over_its_parameters(tmp_path
                 assert found.trainable(share - 1e-9, eps) is True and found.trainable(share + 1e-9, eps) is False
 
 
+def test_a_relative_count_allows_for_a_largest_eigenvalue_that_is_not_reached_yet() -> None:
+    """After ten steps the Ritz value is below .996, so that 4,700 eigenvalues seemed beyond a hundredth of it."""
+    values = np.concatenate([np.full(4700, 0.00996), np.linspace(0.5, 1, 300)])
+    truth = float((values > 1e-2 * values.max()).mean())
+    matrix = Matrix(torch.diag(torch.from_numpy(values)))
+    early = spectrum(matrix, Effort(probes=10, steps=10)).relative_rank(1e-2)
+    assert early.low <= truth <= early.high and not early.resolved and "bound the largest" in early.reason
+    late = spectrum(matrix, Effort(probes=10, steps=120)).relative_rank(1e-2)
+    assert late.resolved and late.low <= truth <= late.high and late.value == pytest.approx(truth, abs=0.01)
+
+
+def test_the_largest_eigenvalue_is_within_reach() -> None:
+    """Of every case after few steps and many; of what ends early the ends are known."""
+    for name in CASES[::3]:
+        values = np.abs(np.linalg.eigvalsh(matrix_of(name).numpy()))
+        for steps in (12, 30, 90):
+            least, most = spectrum(Matrix(matrix_of(name)), Effort(1, steps), steps, dense=0).reach
+            assert least <= values.max() * (1 + 1e-9) and values.max() <= most * (1 + 1e-9), (name, steps)
+            assert steps < 30 or math.isfinite(most)
+    low = spectrum(Matrix(rotated(np.array([3.0, -5.0] + [0.0] * 98), 0)), Effort(1, 12), dense=0)
+    assert low.reach == pytest.approx((5.0, 5.0))
+    exact = spectrum(Matrix(rotated(np.linspace(-2, 1, 50), 0)))
+    assert exact.reach == pytest.approx((2.0, 2.0)) and exact.relative_rank(0.51).low == exact.relative_rank(0.51).high
+    assert exact.relative_rank(0.0).value == 1.0
+
+
+def test_steps_are_added_until_the_largest_eigenvalue_is_near_enough() -> None:
+    """A heap lies just beyond a tenth of the largest: it is counted only where that is known to one part in 25."""
+    values = np.concatenate([np.full(1700, 1e-5), np.full(200, 0.104), np.linspace(0.5, 1, 100)])
+    matrix = Matrix(torch.diag(torch.from_numpy(values)))
+    assert not spectrum(matrix, Effort(probes=8, steps=25)).relative_rank(0.1).resolved
+    found = spectrum(matrix, Effort(eps=[], relative=[0.1], products=1000), dense=0)
+    rank = found.relative_rank(0.1)
+    assert found.settings["steps"] > 25 and found.settings["products"] < 1000
+    assert rank.resolved and rank.low <= 0.15 <= rank.high and rank.value == pytest.approx(0.15, abs=0.02)
+
+
 def test_trainable_says_when_it_cannot_tell() -> None:
     seen = spectrum(Matrix(rotated(np.logspace(-8, 0, 300), 0)), Effort(1, 12), dense=0)
     rank = seen.epsilon_rank(1e-2)

@@ -19,6 +19,7 @@ from crl.core import Array
 from crl.linalg.lanczos import Tridiagonal
 
 SIGMAS = 4.0  # standard errors that chance is allowed
+CHANCE = math.erfc(SIGMAS / math.sqrt(2))  # how often a normal number is further out, on either side
 FAR = 1e4  # times the largest Ritz value: no node is put further out, where it would take digits from the others
 
 
@@ -57,17 +58,43 @@ def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
     return np.clip(found, 0.0, 1.0)
 
 
-def beyond(seen: Tridiagonal, threshold: float, blur: float) -> tuple[float, float, float]:
+def beyond(seen: Tridiagonal, threshold: float, blur: float, most: float) -> tuple[float, float, float]:
     """(value, low, high) of the share of weight beyond +-threshold, where nodes may be off by `blur`.
 
-    The value is the middle of the two bounds.
+    The threshold may be as large as `most`, which `low` allows for. The value is the middle of the two bounds at the
+    threshold itself.
     """
-    inner, outer = threshold - blur, threshold + blur
-    bounds = below(seen, [-outer, -inner, inner, outer])
-    low = max(float(bounds[0, 0] + 1 - bounds[3, 1]), 0.0)
+    inner, outer, last = threshold - blur, threshold + blur, most + blur
+    edges = [-outer, -inner, inner, outer] + [-last, last] * (outer < last < math.inf)
+    bounds = below(seen, edges)
+    middle = max(float(bounds[0, 0] + 1 - bounds[3, 1]), 0.0)
     high = min(float(bounds[1, 1] + 1 - bounds[2, 0]), 1.0) if inner > 0 else 1.0
-    high = max(low, high)
-    return (low + high) / 2, low, high
+    high = max(middle, high)
+    low = 0.0 if math.isinf(last) else min(max(float(bounds[-2, 0] + 1 - bounds[-1, 1]), 0.0), middle)
+    return (middle + high) / 2, low, high
+
+
+def reach(seen: Sequence[Tridiagonal], size: int) -> tuple[float, float]:
+    """The largest eigenvalue by magnitude of so many rows: (of the Ritz values, the most that it can be).
+
+    A Ritz value is a lower bound only. From a random vector, after k steps, the largest misses the largest eigenvalue
+    by more than e times the spread of all with probability at most 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)), and so does
+    the smallest (Kuczynski and Wozniakowski 1992, theorem 4.2). With e such that both together happen as seldom as
+    four standard errors, the spread is at most that of the Ritz values / (1 - 2e); from e = 1/2 on nothing is known,
+    and the bound is infinite. A recursion that ended early knows the ends themselves.
+
+    That is of vectors uniform on the sphere. A vector of signs can be orthogonal to an eigenvector of very few and
+    equal entries, (e_i - e_j) in one probe of two, and then nothing that it does can show it: no bound here sees that.
+
+    >>> reach([Tridiagonal(np.array([1.0, 2.0]), np.array([0.5, 0.5]))], 1000)[1]
+    inf
+    """
+    ends = np.array([[each.ritz()[0][0], each.ritz()[0][-1]] for each in seen])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    rare = math.log(2 * 1.648 * math.sqrt(size) / CHANCE)
+    missed = min((rare / (2 * len(each.diagonal) - 1)) ** 2 if each.off[-1] > 0 else 0.0 for each in seen)
+    more = missed * (high - low) / (1 - 2 * missed) if missed < 0.5 else math.inf
+    return max(abs(low), abs(high)), max(high + more, more - low)
 
 
 def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float]:

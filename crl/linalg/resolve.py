@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crl.linalg.brackets import SIGMAS, beyond, with_chance
+from crl.linalg.brackets import SIGMAS, with_chance
 from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
 from crl.linalg.lanczos import probes as signs
 from crl.linalg.memory import room_for_gram
 from crl.linalg.operators import GGN, Gram, Hessian, Operator, Restricted, loss_weight
 from crl.linalg.problem import Problem
-from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum
+from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum, share_of
 
 FLOOR = 1_000  # rows up to which every eigenvalue is computed in any case
 DENSE = 3_000  # rows of the largest matrix that is written down for its sake
@@ -131,10 +131,10 @@ def _resolved(
 
     def resolved(seen: Sequence[Tridiagonal], probes: int) -> int:
         """How many counts would be resolved if so many probes saw the same."""
-        blur = _blur(seen[0].ritz()[0], noise, matrix.like.dtype)
-        top = max(float(np.abs(each.ritz()[0]).max()) for each in seen)
-        wanted = [*effort.eps, *(share * top for share in effort.relative)]
-        bounds = np.mean([[beyond(each, threshold, blur)[1:] for threshold in wanted] for each in seen], axis=0)
+        blur = _blur(np.concatenate([each.ritz()[0] for each in seen]), noise, matrix.like.dtype)
+        block = Block(matrix.size, None, tuple(seen), blur)
+        wanted = [(eps, eps) for eps in effort.eps] + [share_of(block.reach, share) for share in effort.relative]
+        bounds = np.array([block.share_beyond(*thresholds)[1:] for thresholds in wanted])
         chance = [with_chance(low, high, matrix.size * probes) for low, high in bounds]
         return int((bounds[:, 1] - bounds[:, 0] + 2 * np.array(chance) <= effort.resolution).sum())
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from crl.core import Array
-from crl.linalg.brackets import SIGMAS, beyond, integral, with_chance
+from crl.linalg.brackets import SIGMAS, beyond, integral, reach, with_chance
 from crl.linalg.lanczos import Tridiagonal
 
 EPS = (1e-3, 1e-2, 1e-1)  # absolute thresholds of the epsilon-rank
@@ -88,13 +88,24 @@ class Block:
         """The mean of a function over the spectrum, by quadrature."""
         return float(np.mean([float(weights @ function(values)) for values, weights in self.nodes]))
 
-    def share_beyond(self, eps: float) -> tuple[float, float, float]:
-        """(value, low, high) of the share of eigenvalues beyond eps by magnitude, before chance."""
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """The largest eigenvalue by magnitude: (as far as it was seen, the most that it can be)."""
         if self.eigenvalues is None:
-            found = np.mean([beyond(each, eps, self.blur) for each in self.seen], axis=0)
+            return reach(self.seen, self.size)
+        top = float(np.abs(self.eigenvalues).max())
+        return top, top
+
+    def share_beyond(self, eps: float, most: float) -> tuple[float, float, float]:
+        """(value, low, high) of the share of eigenvalues beyond eps by magnitude, before chance.
+
+        The threshold may be as large as `most`, which `low` allows for.
+        """
+        if self.eigenvalues is None:
+            found = np.mean([beyond(each, eps, self.blur, most) for each in self.seen], axis=0)
             return float(found[0]), float(found[1]), float(found[2])
         sizes = np.abs(self.eigenvalues)
-        low, value = float((sizes > eps + self.blur).mean()), float((sizes > eps).mean())
+        low, value = float((sizes > most + self.blur).mean()), float((sizes > eps).mean())
         return value, low, float((sizes > eps - self.blur).mean())
 
     def total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
@@ -180,9 +191,14 @@ class Spectrum:
         return self._extreme(min)
 
     @property
+    def reach(self) -> tuple[float, float]:
+        """The largest eigenvalue by magnitude: (as far as it was seen, the most that it can be)."""
+        return max(block.reach[0] for block in self.blocks), max(block.reach[1] for block in self.blocks)
+
+    @property
     def magnitude(self) -> float:
-        """The largest eigenvalue by magnitude."""
-        return max(abs(self.lambda_max.value), abs(self.lambda_min.value))
+        """The largest eigenvalue by magnitude, as far as it was seen."""
+        return self.reach[0]
 
     @property
     def trace(self) -> Estimate:
@@ -199,35 +215,44 @@ class Spectrum:
 
     def epsilon_rank(self, eps: float) -> Estimate:
         """The share of eigenvalues beyond eps by magnitude."""
+        return self._count(eps, eps)
+
+    def relative_rank(self, share: float) -> Estimate:
+        """The share of eigenvalues beyond a share of the largest by magnitude.
+
+        The largest is known between a Ritz value and a bound (`crl.linalg.brackets.reach`), so the count is bracketed
+        by those at both.
+        """
+        return self._count(*share_of(self.reach, share))
+
+    def _count(self, eps: float, most: float) -> Estimate:
         value = low = high = wide = variance = 0.0
         for block in self.blocks:
             share = block.size / self.size
-            middle, least, most = block.share_beyond(eps)
-            value, wide = value + share * middle, wide + share * (most - least)
+            middle, least, upper = block.share_beyond(eps, most)
+            value, wide = value + share * middle, wide + share * (upper - least)
             if block.eigenvalues is None:
-                chance = with_chance(least, most, block.trials)
-                least, most = max(least - chance, 0.0), min(most + chance, 1.0)
+                chance = with_chance(least, upper, block.trials)
+                least, upper = max(least - chance, 0.0), min(upper + chance, 1.0)
                 variance += (share * math.sqrt(2 * middle * (1 - middle) / block.trials)) ** 2
-            low, high = low + share * least, high + share * most
+            low, high = low + share * least, high + share * upper
         if self.exact and not wide:
             return Estimate(value, value, value)
-        reason = (
-            f"between {low:.3g} and {high:.3g}: {self._obstacle(eps, wide)}" if high - low > self.resolution else ""
-        )
+        reason = ""
+        if high - low > self.resolution:
+            reason = f"between {low:.3g} and {high:.3g}: {self._obstacle(eps, most, wide)}"
         return Estimate(math.nan if reason else value, low, high, math.sqrt(variance), reason)
 
-    def _obstacle(self, eps: float, wide: float) -> str:
+    def _obstacle(self, eps: float, most: float, wide: float) -> str:
         """Why a count is not resolved, and what would help."""
         blur = max(block.blur for block in self.blocks)
         if eps <= 2 * blur:
             return f"the products are precise to {blur:.1g} only"
+        if math.isinf(most):
+            return "it takes more steps to bound the largest eigenvalue"
         if wide <= self.resolution / 2:
             return "it takes more probes"
         return "it takes more steps to tell eigenvalues apart there"
-
-    def relative_rank(self, share: float) -> Estimate:
-        """The share of eigenvalues beyond a share of the largest by magnitude."""
-        return self.epsilon_rank(share * self.magnitude)
 
     def _total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
         value, low, high = np.sum([block.total(function, turns) for block in self.blocks], axis=0)
@@ -337,6 +362,11 @@ def merged(parts: Sequence[Spectrum]) -> Spectrum:
     products = sum(int(part.settings.get("products", 0)) for part in parts)
     settings = {**parts[0].settings, "exact": exact, "products": products}
     return Spectrum(blocks, settings, parts[0].resolution)
+
+
+def share_of(reach: tuple[float, float], share: float) -> tuple[float, float]:
+    """A share of both, which is 0 of what is infinite if it is 0."""
+    return share * reach[0], share * reach[1] if share else 0.0
 
 
 def _residual(seen: Tridiagonal, pick: Callable[..., Any]) -> float:
