@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crl.linalg import (
     GGN,
+    Block,
     Effort,
     Gram,
     Hessian,
@@ -17,6 +18,7 @@ from crl.linalg import (
     Spectrum,
     ggn_spectrum,
     hessian_spectrum,
+    hutchinson,
     spectrum,
     supervised,
 )
@@ -336,6 +338,88 @@ def test_steps_are_added_until_the_largest_eigenvalue_is_near_enough() -> None:
     rank = found.relative_rank(0.1)
     assert found.settings["steps"] > 25 and found.settings["products"] < 1000
     assert rank.resolved and rank.low <= 0.15 <= rank.high and rank.value == pytest.approx(0.15, abs=0.02)
+
+
+def moved_by(blur: float, values: np.ndarray, seed: int) -> tuple[Spectrum, np.ndarray]:
+    """An exact spectrum whose products were precise to `blur` only, and what its eigenvalues may have been before."""
+    rng = np.random.default_rng(seed)
+    worst = [rng.uniform(-1, 1, len(values)), np.sign(values), -np.sign(values), np.where(values < 0.1, 1, -1)][seed % 4]
+    return Spectrum((Block(len(values), np.sort(values + blur * worst), (), blur), Block(7, np.zeros(1)))), values
+
+
+def numbers_by_definition(values: np.ndarray) -> dict[str, float]:
+    """What numpy says."""
+    size = np.abs(values)
+    shares = size[size > 0] / size.sum()
+    return {
+        "lambda_max": float(max(values.max(), 0)),
+        "lambda_min": float(min(values.min(), 0)),
+        "trace": float(values.sum()),
+        "negative_mass": float(size[values < 0].sum() / size.sum()),
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+    }
+
+
+@pytest.mark.parametrize("blur", [1e-2, 1e-4, 1e-6])
+def test_rounding_is_part_of_every_bracket_of_an_exact_spectrum(blur: float) -> None:
+    rng = np.random.default_rng(3)
+    kinds = [np.logspace(-6, 0, 300), rng.normal(0, 1, 300), np.concatenate([np.zeros(290), np.linspace(-1, 1, 10)])]
+    wide = 0
+    for values in kinds:
+        for seed in range(4):
+            seen, truth = moved_by(blur, values, seed)
+            for name, wanted in numbers_by_definition(truth).items():
+                found = getattr(seen, name)
+                scale = {"trace": np.abs(values).sum(), "effective_rank": wanted}.get(name, 1.0)
+                assert found.low - 2e-5 * scale <= wanted <= found.high + 2e-5 * scale, (name, seed, found, wanted)
+                assert math.isnan(found.value) is bool(found.reason)
+                wide += bool(found.reason)
+    assert bool(wide) is (blur > 1e-5), "and what is too wide is no number"
+
+
+def test_rounding_that_nobody_sees_leaves_no_bracket() -> None:
+    """In double precision, also of a number that is zero: no eigenvalue is negative."""
+    values = np.concatenate([np.zeros(30), np.logspace(-3, 1, 170)])
+    numbers = spectrum(Matrix(rotated(values, 0))).numbers(eps=(1e-2,), relative=(1e-2,))
+    assert not [name for name in numbers if "/" in name]
+    assert numbers["trace"] == pytest.approx(values.sum()) and numbers["negative_mass"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_trace_knows_of_the_eigenvalue_that_its_probe_hardly_touches() -> None:
+    """A single far eigenvalue whose vector has all entries: its weight in a probe is chi-squared, and often small."""
+    out, heavy = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        far = rng.normal(size=1200)
+        far /= np.linalg.norm(far)
+        bulk = rng.uniform(0.5, 1.5, 1200) / 1200
+        matrix = torch.from_numpy(np.diag(bulk) - np.outer(far, far))
+        seen = spectrum(Matrix(matrix), Effort(probes=1, steps=60), seed=seed, dense=0)
+        out += not seen.trace.low <= bulk.sum() - 1 <= seen.trace.high
+        heavy += not seen.blocks[0].total(lambda x: np.clip(-x, 0, None), (0.0,))[2] >= 0.99
+    assert out == 0 and heavy == 0
+
+
+def test_students_quantiles() -> None:
+    """Against the closed forms of one, two and four degrees of freedom, and the normal law's."""
+    rare = math.erfc(4 / math.sqrt(2))
+
+    def beyond(t: float, freedom: int) -> float:
+        root = math.sqrt(freedom + t * t)
+        sine = t / root
+        return {1: 1 - 2 / math.pi * math.atan(t), 2: 1 - sine, 4: 1 - sine * (1 + (1 - sine**2) / 2)}[freedom]
+
+    for freedom in (1, 2, 4):
+        assert beyond(brackets_of.student(freedom), freedom) == pytest.approx(rare, rel=1e-3)
+    assert brackets_of.student(10**6) == pytest.approx(4.0, abs=2e-3)
+
+
+def test_hutchinson_of_few_vectors_knows_that_its_error_is_a_guess() -> None:
+    matrix = rotated(np.random.default_rng(0).normal(size=60), 0)
+    few, one = hutchinson(Matrix(matrix), 10), hutchinson(Matrix(matrix), 1)
+    assert few.high - few.value == pytest.approx(brackets_of.student(9) * few.error) and few.low < few.value
+    assert few.low <= float(np.trace(matrix.numpy())) <= few.high
+    assert one.low == -math.inf and one.high == math.inf
 
 
 def test_trainable_says_when_it_cannot_tell() -> None:

@@ -79,7 +79,7 @@ def reach(seen: Sequence[Tridiagonal], size: int) -> tuple[float, float]:
 
     A Ritz value is a lower bound only. From a random vector, after k steps, the largest misses the largest eigenvalue
     by more than e times the spread of all with probability at most 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)), and so does
-    the smallest (Kuczynski and Wozniakowski 1992, theorem 4.2). With e such that both together happen as seldom as
+    the smallest (Kuczynski and Wozniakowski 1992). With e such that both together happen as seldom as
     four standard errors, the spread is at most that of the Ritz values / (1 - 2e); from e = 1/2 on nothing is known,
     and the bound is infinite. A recursion that ended early knows the ends themselves.
 
@@ -105,8 +105,8 @@ def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Seque
     """
     nodes, vectors = seen.decomposed
     weights = vectors[0] ** 2
-    reach = float(seen.off[-1]) * np.abs(vectors[-1])  # an eigenvalue lies so near to each Ritz value
-    left, right = float(nodes[0] - reach[0]), float(nodes[-1] + reach[-1])
+    apart = seen.residuals()
+    left, right = float(nodes[0] - apart[0]), float(nodes[-1] + apart[-1])
     knots = np.unique(np.concatenate([[left, right], nodes, [t for t in turns if left < t < right]]))
     before = np.concatenate([[0.0, 0.0], np.cumsum(weights)])  # [k]: of the nodes before node k, counted from 1
     gap = np.searchsorted(nodes, (knots[:-1] + knots[1:]) / 2)  # nodes left of each piece
@@ -119,6 +119,21 @@ def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Seque
     high = end - float(np.where(rises > 0, rises * least, rises * most).sum())
     low = end - float(np.where(rises > 0, rises * most, rises * least).sum())
     return low, high
+
+
+def student(freedom: int) -> float:
+    """How many standard errors of so many degrees of freedom are exceeded as seldom as four known ones.
+
+    Student's t is sqrt(f) / tan(a), where the angle a has a density that rises with sin(a)^(f - 1).
+
+    >>> round(student(9), 1), round(student(100), 2)
+    (6.9, 4.18)
+    """
+    freedom = min(freedom, 10_000)  # nothing changes from there on
+    angles = np.geomspace(1e-9, math.pi / 2, 200_000)
+    density = np.sin(angles) ** (freedom - 1)
+    sums = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(angles))])
+    return math.sqrt(freedom) / math.tan(float(np.interp(CHANCE, sums / sums[-1], angles)))
 
 
 def with_chance(low: float, high: float, trials: float) -> float:

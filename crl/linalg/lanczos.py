@@ -48,6 +48,17 @@ class Tridiagonal:
         values, vectors = self.decomposed
         return values, vectors[0] ** 2
 
+    def residuals(self) -> Array:
+        """How near an eigenvalue is to each Ritz value."""
+        found: Array = float(self.off[-1]) * np.abs(self.decomposed[1][-1])
+        return found
+
+    def nearest_to_zero(self) -> Array:
+        """Of each of those eigenvalues, the value of least magnitude that it can have."""
+        values = self.decomposed[0]
+        found: Array = np.sign(values) * np.clip(np.abs(values) - self.residuals(), 0, None)
+        return found
+
 
 class Recursion:
     """Lanczos's recursion from a block of start vectors (k, size), which can be taken further later.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crl.linalg.brackets import SIGMAS, with_chance
+from crl.linalg.brackets import student, with_chance
 from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
 from crl.linalg.lanczos import probes as signs
 from crl.linalg.memory import room_for_gram
@@ -203,14 +203,18 @@ def ggn_spectrum(problem: Problem, effort: Effort = Effort(), seed: int = 0) -> 
 
 
 def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
-    """The trace, from random sign vectors, with its standard error (Hutchinson 1989)."""
+    """The trace, from random sign vectors, with its standard error (Hutchinson 1989).
+
+    The error is itself estimated, from few vectors badly: the bracket is Student's.
+    """
     each = [
         float((start @ operator.rows(start[None])[0]).double())
         for start in signs(operator.size, count, seed, operator.like)
     ]
     value = float(np.mean(each))
     error = float(np.std(each, ddof=1) / math.sqrt(count)) if count > 1 else math.inf
-    return Estimate(value, value - SIGMAS * error, value + SIGMAS * error, error)
+    wide = student(count - 1) * error if count > 1 else math.inf
+    return Estimate(value, value - wide, value + wide, error)
 
 
 def hessian_spectrum(
