@@ -343,7 +343,9 @@ def test_steps_are_added_until_the_largest_eigenvalue_is_near_enough() -> None:
 def moved_by(blur: float, values: np.ndarray, seed: int) -> tuple[Spectrum, np.ndarray]:
     """An exact spectrum whose products were precise to `blur` only, and what its eigenvalues may have been before."""
     rng = np.random.default_rng(seed)
-    worst = [rng.uniform(-1, 1, len(values)), np.sign(values), -np.sign(values), np.where(values < 0.1, 1, -1)][seed % 4]
+    worst = [rng.uniform(-1, 1, len(values)), np.sign(values), -np.sign(values), np.where(values < 0.1, 1, -1)][
+        seed % 4
+    ]
     return Spectrum((Block(len(values), np.sort(values + blur * worst), (), blur), Block(7, np.zeros(1)))), values
 
 

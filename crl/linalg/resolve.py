@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from crl.linalg.brackets import student, with_chance
-from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
+from crl.linalg.lanczos import TOO_LARGE, Recursion, Tridiagonal, breakdown, each_probe
 from crl.linalg.lanczos import probes as signs
 from crl.linalg.memory import room_for_gram
 from crl.linalg.operators import GGN, Gram, Hessian, Operator, Restricted, loss_weight
-from crl.linalg.problem import Problem
+from crl.linalg.problem import CurvatureError, Problem
 from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum, share_of
 
 FLOOR = 1_000  # rows up to which every eigenvalue is computed in any case
@@ -47,6 +47,17 @@ class Effort:
     resolution: float = RESOLUTION
     products: int = PRODUCTS
     memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        for name, least in (("probes", 1), ("steps", 2), ("products", 2), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name}: {value!r} is not a whole number of at least {least}")
+        if not 0 < self.resolution <= 1:
+            raise ValueError(f"resolution: {self.resolution!r} is not a share between 0 and 1")
+        for name in ("eps", "relative"):
+            if not all(0 <= value < math.inf for value in getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not a list of numbers of at least 0")
 
     @property
     def fixed(self) -> tuple[int, int] | None:
@@ -85,6 +96,7 @@ def spectrum(
     if matrix.size <= (min(max(effort.most, FLOOR), DENSE) if dense is None else dense):
         tell("every eigenvalue")
         whole = matrix.dense().double().cpu()
+        _finite(whole)
         values = torch.linalg.eigvalsh(whole).numpy()
         blur = _blur(values, noise, matrix.like.dtype)
         settings |= {"products": MARKS + matrix.size}
@@ -107,18 +119,25 @@ def _marks(operator: Operator, seed: int) -> tuple[Tensor, float]:
     A row that leaves random numbers at exactly zero is zero: an input never seen, a dead unit. A symmetric matrix has
     x'Ay = y'Ax; what they differ by, times sqrt(n / 2), is about the norm of the error of a product.
     """
+    breakdown(operator.like.dtype)
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(MARKS, operator.size, generator=generator, dtype=torch.float64).to(operator.like)
     block = block / block.norm(dim=1, keepdim=True)
     images = operator.rows(block)
+    _finite(images)
     cross = block.double() @ images.double().T
     apart = (cross - cross.T)[*torch.triu_indices(MARKS, MARKS, 1)]
     return images[0], float(apart.square().mean().sqrt()) * math.sqrt(operator.size / 2)
 
 
+def _finite(products: Tensor) -> None:
+    if not torch.isfinite(products).all():
+        raise CurvatureError(TOO_LARGE)
+
+
 def _blur(values: np.ndarray[Any, Any], noise: float, dtype: torch.dtype) -> float:
     """How far rounding may have moved an eigenvalue: the norm of the errors of all products together."""
-    return max(2 * noise, BREAKDOWN[dtype] * float(np.abs(values).max()))
+    return max(2 * noise, breakdown(dtype) * float(np.abs(values).max()))
 
 
 def _resolved(
@@ -134,9 +153,9 @@ def _resolved(
         blur = _blur(np.concatenate([each.ritz()[0] for each in seen]), noise, matrix.like.dtype)
         block = Block(matrix.size, None, tuple(seen), blur)
         wanted = [(eps, eps) for eps in effort.eps] + [share_of(block.reach, share) for share in effort.relative]
-        bounds = np.array([block.share_beyond(*thresholds)[1:] for thresholds in wanted])
-        chance = [with_chance(low, high, matrix.size * probes) for low, high in bounds]
-        return int((bounds[:, 1] - bounds[:, 0] + 2 * np.array(chance) <= effort.resolution).sum())
+        bounds = [block.share_beyond(*thresholds)[1:] for thresholds in wanted]
+        widths = [high - low + 2 * with_chance(low, high, matrix.size * probes) for low, high in bounds]
+        return sum(width <= effort.resolution for width in widths)
 
     alone = 2 * with_chance(0.1, 0.1, matrix.size) <= effort.resolution / 2
     room = effort.memory // (matrix.size * matrix.like.element_size())
@@ -145,7 +164,7 @@ def _resolved(
     run = Recursion(matrix, starts[:1].to(matrix.like), longest)
     steps, best = 0, (0, 0, 0, 1)  # (counts resolved, products saved, steps, probes): the more the better
     total = len(effort.eps) + len(effort.relative)
-    while steps < longest and best[0] < total:
+    while not steps or (steps < longest and best[0] < total):
         steps = min(longest, max(steps + STRIDE, steps * 3 // 2))
         tell(f"{steps} steps")
         each = run.extend(steps)
@@ -165,6 +184,8 @@ def _resolved(
 
 def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any]) -> Spectrum:
     """Every eigenvalue of a matrix that is written down, from products of a dtype."""
+    breakdown(made_in)
+    _finite(matrix)
     live = (matrix != 0).any(1)
     values = torch.linalg.eigvalsh(matrix[live][:, live].double()).cpu().numpy()
     none = len(matrix) - len(values)
@@ -181,15 +202,16 @@ def ggn_spectrum(problem: Problem, effort: Effort = Effort(), seed: int = 0) -> 
     it is the smaller, the others of J'LJ are zero though its rows are not.
     """
     room_for_gram(problem)
+    mark, noise = _marks(GGN(problem), seed)
     gram = Gram(problem, "none")
     kernel = gram.dense().double()
+    _finite(kernel)
     values, vectors = torch.linalg.eigh(kernel)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     weight = loss_weight(problem).double()
     samples, numbers = weight.shape[:2]
     weighted = torch.einsum("nij,njk->nik", weight, root.reshape(samples, numbers, -1)).reshape(len(root), -1)
     found = torch.linalg.eigvalsh(root.T @ weighted).cpu().numpy()
-    mark, noise = _marks(GGN(problem), seed)
     live = int((mark != 0).sum())
     kept = np.sort(found[np.argsort(-np.abs(found))[:live]])
     blur = _blur(found, noise, problem.like.dtype)
@@ -241,11 +263,12 @@ def hessian_spectrum(
     >>> found.size, found.exact, 0 < found.epsilon_rank(1e-3).value < 1
     (50, True, True)
     """
-    if (probes is not None and probes < 1) or (steps is not None and steps < 2):
-        raise ValueError(f"at least 1 probe and 2 steps are needed, not {probes} and {steps}")
+    effort = Effort(probes, steps, **wanted)
     problem = supervised(model, loss, batch, parameters=parameters, chunk=chunk)
+    for parameter in problem.parameters.values():
+        breakdown(parameter.dtype)
     problem.check()
-    return spectrum(Hessian(problem), Effort(probes, steps, **wanted), seed)
+    return spectrum(Hessian(problem), effort, seed)
 
 
 def supervised(

@@ -21,6 +21,7 @@ import numpy as np
 from crl.core import Array
 from crl.linalg.brackets import SIGMAS, beyond, integral, reach, with_chance
 from crl.linalg.lanczos import Tridiagonal
+from crl.linalg.problem import CurvatureError
 
 EPS = (1e-3, 1e-2, 1e-1)  # absolute thresholds of the epsilon-rank
 RELATIVE = (1e-3, 1e-2)  # and thresholds relative to the largest eigenvalue by magnitude
@@ -141,6 +142,10 @@ class Spectrum:
     blocks: tuple[Block, ...] = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     resolution: float = RESOLUTION
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise CurvatureError("a matrix without rows has no spectrum")
 
     @property
     def size(self) -> int:
