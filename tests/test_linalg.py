@@ -629,7 +629,7 @@ def test_ritz_values_are_the_eigenvalues_after_all_steps(size: int, seed: int) -
     reproduces(symmetric(size, seed))
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 1000), st.floats(0, 3))
+@given(st.integers(1, 60), st.integers(2, 20), st.integers(0, 1000), st.floats(0, 3))
 @few
 def test_weights_are_shares(size: int, steps: int, seed: int, eps: float) -> None:
     matrix = symmetric(size, seed)

@@ -127,7 +127,7 @@ def student(freedom: int) -> float:
     Student's t is sqrt(f) / tan(a), where the angle a has a density that rises with sin(a)^(f - 1).
 
     >>> round(student(9), 1), round(student(100), 2)
-    (6.9, 4.18)
+    (7.0, 4.18)
     """
     freedom = min(freedom, 10_000)  # nothing changes from there on
     angles = np.geomspace(1e-9, math.pi / 2, 200_000)
