@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crl.linalg import (
     GGN,
+    Block,
     Effort,
     Gram,
     Hessian,
@@ -17,6 +18,7 @@ from crl.linalg import (
     Spectrum,
     ggn_spectrum,
     hessian_spectrum,
+    hutchinson,
     spectrum,
     supervised,
 )
@@ -276,6 +278,150 @@ def test_the_ggn_is_exact_through_its_gram_matrix(loss: nn.Module) -> None:
     assert seen.trace.value == pytest.approx(wanted.sum()) and seen.lambda_max.value == pytest.approx(wanted[-1])
     assert seen.lambda_min.value == pytest.approx(min(wanted[0], 0.0), abs=1e-9)
     assert seen.epsilon_rank(1e-12).value <= 80 / problem.size
+
+
+def test_the_ggn_of_more_samples_than_parameters_is_over_its_parameters(tmp_path: object) -> None:
+    """The Gram has 120 rows and the matrix 75, of which an unseen input and a dead unit make 16 zero."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).double()
+    inputs, targets = torch.randn(40, 4).double(), torch.randint(3, (40,))
+    inputs[:, 0] = 0.0
+    with torch.no_grad():
+        net[0].bias[0] = -100.0
+    for few in (40, 5):  # fewer samples: the Gram is the smaller, and zero eigenvalues are no zero rows
+        problem = supervised(net, nn.functional.cross_entropy, (inputs[:few], targets[:few]))
+        whole = GGN(problem).dense()
+        wanted, dead = np.linalg.eigvalsh(whole.numpy()), int((whole == 0).all(1).sum())
+        assert problem.size == 75 and dead >= 9 + 4 + 3
+        seen = ggn_spectrum(problem)
+        seen.save(f"{tmp_path}/{few}.npz")
+        for found in (seen, Spectrum.load(f"{tmp_path}/{few}.npz")):
+            assert found.size == 75 and found.zero_rows == dead
+            for eps in (1e-6, 1e-3, 1e-2):
+                share = float((np.abs(wanted) > eps).mean())
+                assert found.epsilon_rank(eps).value == pytest.approx(share, abs=1e-12)
+                assert found.trainable(share - 1e-9, eps) is True and found.trainable(share + 1e-9, eps) is False
+
+
+def test_a_relative_count_allows_for_a_largest_eigenvalue_that_is_not_reached_yet() -> None:
+    """After ten steps the Ritz value is below .996, so that 4,700 eigenvalues seemed beyond a hundredth of it."""
+    values = np.concatenate([np.full(4700, 0.00996), np.linspace(0.5, 1, 300)])
+    truth = float((values > 1e-2 * values.max()).mean())
+    matrix = Matrix(torch.diag(torch.from_numpy(values)))
+    early = spectrum(matrix, Effort(probes=10, steps=10)).relative_rank(1e-2)
+    assert early.low <= truth <= early.high and not early.resolved and "bound the largest" in early.reason
+    late = spectrum(matrix, Effort(probes=10, steps=120)).relative_rank(1e-2)
+    assert late.resolved and late.low <= truth <= late.high and late.value == pytest.approx(truth, abs=0.01)
+
+
+def test_the_largest_eigenvalue_is_within_reach() -> None:
+    """Of every case after few steps and many; of what ends early the ends are known."""
+    for name in CASES[::3]:
+        values = np.abs(np.linalg.eigvalsh(matrix_of(name).numpy()))
+        for steps in (12, 30, 90):
+            least, most = spectrum(Matrix(matrix_of(name)), Effort(1, steps), steps, dense=0).reach
+            assert least <= values.max() * (1 + 1e-9) and values.max() <= most * (1 + 1e-9), (name, steps)
+            assert steps < 30 or math.isfinite(most)
+    low = spectrum(Matrix(rotated(np.array([3.0, -5.0] + [0.0] * 98), 0)), Effort(1, 12), dense=0)
+    assert low.reach == pytest.approx((5.0, 5.0))
+    exact = spectrum(Matrix(rotated(np.linspace(-2, 1, 50), 0)))
+    assert exact.reach == pytest.approx((2.0, 2.0)) and exact.relative_rank(0.51).low == exact.relative_rank(0.51).high
+    assert exact.relative_rank(0.0).value == 1.0
+
+
+def test_steps_are_added_until_the_largest_eigenvalue_is_near_enough() -> None:
+    """A heap lies just beyond a tenth of the largest: it is counted only where that is known to one part in 25."""
+    values = np.concatenate([np.full(1700, 1e-5), np.full(200, 0.104), np.linspace(0.5, 1, 100)])
+    matrix = Matrix(torch.diag(torch.from_numpy(values)))
+    assert not spectrum(matrix, Effort(probes=8, steps=25)).relative_rank(0.1).resolved
+    found = spectrum(matrix, Effort(eps=[], relative=[0.1], products=1000), dense=0)
+    rank = found.relative_rank(0.1)
+    assert found.settings["steps"] > 25 and found.settings["products"] < 1000
+    assert rank.resolved and rank.low <= 0.15 <= rank.high and rank.value == pytest.approx(0.15, abs=0.02)
+
+
+def moved_by(blur: float, values: np.ndarray, seed: int) -> tuple[Spectrum, np.ndarray]:
+    """An exact spectrum whose products were precise to `blur` only, and what its eigenvalues may have been before."""
+    rng = np.random.default_rng(seed)
+    worst = [rng.uniform(-1, 1, len(values)), np.sign(values), -np.sign(values), np.where(values < 0.1, 1, -1)][
+        seed % 4
+    ]
+    return Spectrum((Block(len(values), np.sort(values + blur * worst), (), blur), Block(7, np.zeros(1)))), values
+
+
+def numbers_by_definition(values: np.ndarray) -> dict[str, float]:
+    """What numpy says."""
+    size = np.abs(values)
+    shares = size[size > 0] / size.sum()
+    return {
+        "lambda_max": float(max(values.max(), 0)),
+        "lambda_min": float(min(values.min(), 0)),
+        "trace": float(values.sum()),
+        "negative_mass": float(size[values < 0].sum() / size.sum()),
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+    }
+
+
+@pytest.mark.parametrize("blur", [1e-2, 1e-4, 1e-6])
+def test_rounding_is_part_of_every_bracket_of_an_exact_spectrum(blur: float) -> None:
+    rng = np.random.default_rng(3)
+    kinds = [np.logspace(-6, 0, 300), rng.normal(0, 1, 300), np.concatenate([np.zeros(290), np.linspace(-1, 1, 10)])]
+    wide = 0
+    for values in kinds:
+        for seed in range(4):
+            seen, truth = moved_by(blur, values, seed)
+            for name, wanted in numbers_by_definition(truth).items():
+                found = getattr(seen, name)
+                scale = {"trace": np.abs(values).sum(), "effective_rank": wanted}.get(name, 1.0)
+                assert found.low - 2e-5 * scale <= wanted <= found.high + 2e-5 * scale, (name, seed, found, wanted)
+                assert math.isnan(found.value) is bool(found.reason)
+                wide += bool(found.reason)
+    assert bool(wide) is (blur > 1e-5), "and what is too wide is no number"
+
+
+def test_rounding_that_nobody_sees_leaves_no_bracket() -> None:
+    """In double precision, also of a number that is zero: no eigenvalue is negative."""
+    values = np.concatenate([np.zeros(30), np.logspace(-3, 1, 170)])
+    numbers = spectrum(Matrix(rotated(values, 0))).numbers(eps=(1e-2,), relative=(1e-2,))
+    assert not [name for name in numbers if "/" in name]
+    assert numbers["trace"] == pytest.approx(values.sum()) and numbers["negative_mass"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_trace_knows_of_the_eigenvalue_that_its_probe_hardly_touches() -> None:
+    """A single far eigenvalue whose vector has all entries: its weight in a probe is chi-squared, and often small."""
+    out, heavy = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        far = rng.normal(size=1200)
+        far /= np.linalg.norm(far)
+        bulk = rng.uniform(0.5, 1.5, 1200) / 1200
+        matrix = torch.from_numpy(np.diag(bulk) - np.outer(far, far))
+        seen = spectrum(Matrix(matrix), Effort(probes=1, steps=60), seed=seed, dense=0)
+        out += not seen.trace.low <= bulk.sum() - 1 <= seen.trace.high
+        heavy += not seen.blocks[0].total(lambda x: np.clip(-x, 0, None), (0.0,))[2] >= 0.99
+    assert out == 0 and heavy == 0
+
+
+def test_students_quantiles() -> None:
+    """Against the closed forms of one, two and four degrees of freedom, and the normal law's."""
+    rare = math.erfc(4 / math.sqrt(2))
+
+    def beyond(t: float, freedom: int) -> float:
+        root = math.sqrt(freedom + t * t)
+        sine = t / root
+        return {1: 1 - 2 / math.pi * math.atan(t), 2: 1 - sine, 4: 1 - sine * (1 + (1 - sine**2) / 2)}[freedom]
+
+    for freedom in (1, 2, 4):
+        assert beyond(brackets_of.student(freedom), freedom) == pytest.approx(rare, rel=1e-3)
+    assert brackets_of.student(10**6) == pytest.approx(4.0, abs=2e-3)
+
+
+def test_hutchinson_of_few_vectors_knows_that_its_error_is_a_guess() -> None:
+    matrix = rotated(np.random.default_rng(0).normal(size=60), 0)
+    few, one = hutchinson(Matrix(matrix), 10), hutchinson(Matrix(matrix), 1)
+    assert few.high - few.value == pytest.approx(brackets_of.student(9) * few.error) and few.low < few.value
+    assert few.low <= float(np.trace(matrix.numpy())) <= few.high
+    assert one.low == -math.inf and one.high == math.inf
 
 
 def test_trainable_says_when_it_cannot_tell() -> None:

@@ -33,6 +33,7 @@ from crl.linalg import (
     Spectrum,
     effective_rank,
     entropy_rank,
+    exact_spectrum,
     extremes,
     feature_rank,
     hessian_spectrum,
@@ -628,7 +629,7 @@ def test_ritz_values_are_the_eigenvalues_after_all_steps(size: int, seed: int) -
     reproduces(symmetric(size, seed))
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 1000), st.floats(0, 3))
+@given(st.integers(1, 60), st.integers(2, 20), st.integers(0, 1000), st.floats(0, 3))
 @few
 def test_weights_are_shares(size: int, steps: int, seed: int, eps: float) -> None:
     matrix = symmetric(size, seed)
@@ -836,10 +837,80 @@ def test_a_sum_is_not_taken_in_chunks() -> None:
     assert hessian_spectrum(net(5, 8, 3), total, batch).exact
 
 
-@pytest.mark.parametrize("few", [{"probes": 0}, {"steps": 1}])
-def test_nothing_to_look_with_is_refused(few: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1 probe and 2 steps"):
-        hessian_spectrum(net(5, 8, 3), cross_entropy, (torch.randn(9, 5).double(), torch.randint(3, (9,))), **few)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"probes": 0},
+        {"steps": 1},
+        {"products": -3},
+        {"products": 0},
+        {"products": 2.5},
+        {"memory": 0},
+        {"resolution": 0},
+        {"resolution": 2},
+        {"resolution": math.nan},
+        {"eps": [-1.0]},
+        {"relative": [math.nan]},
+    ],
+    ids=str,
+)
+def test_an_effort_that_is_none_is_refused(bad: dict[str, Any]) -> None:
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"^{name}: .* is not a "):
+        Effort(**bad)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        hessian_spectrum(net(5, 8, 3), cross_entropy, (torch.randn(9, 5).double(), torch.randint(3, (9,))), **bad)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
+def test_a_dtype_that_curvature_is_not_taken_in_is_refused(dtype: torch.dtype) -> None:
+    model, inputs = nn.Linear(5, 3).to(dtype), torch.randn(9, 5).to(dtype)
+    with pytest.raises(CurvatureError, match=f"float32 or float64, not in {str(dtype)[6:]}"):
+        hessian_spectrum(model, lambda out, targets: out.square().mean(), (inputs, torch.zeros(9)))
+    with pytest.raises(CurvatureError, match="float32 or float64"):
+        spectrum(Matrix(torch.eye(4, dtype=dtype)))
+
+
+class Steep(nn.Module):
+    """Loss and gradient at 0 are 0, and the second derivative is infinite."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """|w|^1.5 of each weight."""
+        return inputs * (self.weight.abs() ** 1.5).sum()
+
+
+@pytest.mark.parametrize("size", [5, 1500])
+def test_curvature_that_is_not_finite_is_refused_on_every_path(size: int) -> None:
+    model, batch = Steep(size), (torch.ones(4, 1), torch.zeros(4))
+    with pytest.raises(CurvatureError, match="is not finite"):
+        hessian_spectrum(model, lambda out, targets: out.mean(), batch)
+    with pytest.raises(CurvatureError, match="is not finite"):
+        spectrum(Matrix(torch.eye(1500) * 1e38))
+    with pytest.raises(CurvatureError, match="is not finite"):
+        exact_spectrum(torch.full((3, 3), math.inf), torch.float32, {})
+
+
+def test_a_matrix_without_rows_is_refused() -> None:
+    for dense in (None, 0):
+        with pytest.raises(CurvatureError, match="without rows"):
+            spectrum(Matrix(torch.zeros(0, 0)), dense=dense)
+    with pytest.raises(CurvatureError, match="without rows"):
+        exact_spectrum(torch.zeros(0, 0), torch.float32, {})
+
+
+def test_a_spectrum_of_which_no_count_is_wanted() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(50, 600), torch.randint(3, (50,))
+    model = nn.Linear(600, 3)
+    found = hessian_spectrum(model, cross_entropy, (inputs, targets), eps=(), relative=())
+    wanted = np.linalg.eigvalsh(Hessian(supervised(model, cross_entropy, (inputs, targets))).dense().double().numpy())
+    assert found.lambda_max.value == pytest.approx(wanted[-1], rel=1e-3) and found.settings["steps"] >= 2
+    assert found.trace.low <= wanted.sum() <= found.trace.high
 
 
 def test_a_probe_does_not_depend_on_how_many_run_beside_it() -> None:

@@ -19,6 +19,7 @@ from crl.core import Array
 from crl.linalg.lanczos import Tridiagonal
 
 SIGMAS = 4.0  # standard errors that chance is allowed
+CHANCE = math.erfc(SIGMAS / math.sqrt(2))  # how often a normal number is further out, on either side
 FAR = 1e4  # times the largest Ritz value: no node is put further out, where it would take digits from the others
 
 
@@ -57,17 +58,43 @@ def below(seen: Tridiagonal, thresholds: Sequence[float]) -> Array:
     return np.clip(found, 0.0, 1.0)
 
 
-def beyond(seen: Tridiagonal, threshold: float, blur: float) -> tuple[float, float, float]:
+def beyond(seen: Tridiagonal, threshold: float, blur: float, most: float) -> tuple[float, float, float]:
     """(value, low, high) of the share of weight beyond +-threshold, where nodes may be off by `blur`.
 
-    The value is the middle of the two bounds.
+    The threshold may be as large as `most`, which `low` allows for. The value is the middle of the two bounds at the
+    threshold itself.
     """
-    inner, outer = threshold - blur, threshold + blur
-    bounds = below(seen, [-outer, -inner, inner, outer])
-    low = max(float(bounds[0, 0] + 1 - bounds[3, 1]), 0.0)
+    inner, outer, last = threshold - blur, threshold + blur, most + blur
+    edges = [-outer, -inner, inner, outer] + [-last, last] * (outer < last < math.inf)
+    bounds = below(seen, edges)
+    middle = max(float(bounds[0, 0] + 1 - bounds[3, 1]), 0.0)
     high = min(float(bounds[1, 1] + 1 - bounds[2, 0]), 1.0) if inner > 0 else 1.0
-    high = max(low, high)
-    return (low + high) / 2, low, high
+    high = max(middle, high)
+    low = 0.0 if math.isinf(last) else min(max(float(bounds[-2, 0] + 1 - bounds[-1, 1]), 0.0), middle)
+    return (middle + high) / 2, low, high
+
+
+def reach(seen: Sequence[Tridiagonal], size: int) -> tuple[float, float]:
+    """The largest eigenvalue by magnitude of so many rows: (of the Ritz values, the most that it can be).
+
+    A Ritz value is a lower bound only. From a random vector, after k steps, the largest misses the largest eigenvalue
+    by more than e times the spread of all with probability at most 1.648 sqrt(n) exp(-sqrt(e) (2k - 1)), and so does
+    the smallest (Kuczynski and Wozniakowski 1992). With e such that both together happen as seldom as
+    four standard errors, the spread is at most that of the Ritz values / (1 - 2e); from e = 1/2 on nothing is known,
+    and the bound is infinite. A recursion that ended early knows the ends themselves.
+
+    That is of vectors uniform on the sphere. A vector of signs can be orthogonal to an eigenvector of very few and
+    equal entries, (e_i - e_j) in one probe of two, and then nothing that it does can show it: no bound here sees that.
+
+    >>> reach([Tridiagonal(np.array([1.0, 2.0]), np.array([0.5, 0.5]))], 1000)[1]
+    inf
+    """
+    ends = np.array([[each.ritz()[0][0], each.ritz()[0][-1]] for each in seen])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    rare = math.log(2 * 1.648 * math.sqrt(size) / CHANCE)
+    missed = min((rare / (2 * len(each.diagonal) - 1)) ** 2 if each.off[-1] > 0 else 0.0 for each in seen)
+    more = missed * (high - low) / (1 - 2 * missed) if missed < 0.5 else math.inf
+    return max(abs(low), abs(high)), max(high + more, more - low)
 
 
 def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float]:
@@ -78,8 +105,8 @@ def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Seque
     """
     nodes, vectors = seen.decomposed
     weights = vectors[0] ** 2
-    reach = float(seen.off[-1]) * np.abs(vectors[-1])  # an eigenvalue lies so near to each Ritz value
-    left, right = float(nodes[0] - reach[0]), float(nodes[-1] + reach[-1])
+    apart = seen.residuals()
+    left, right = float(nodes[0] - apart[0]), float(nodes[-1] + apart[-1])
     knots = np.unique(np.concatenate([[left, right], nodes, [t for t in turns if left < t < right]]))
     before = np.concatenate([[0.0, 0.0], np.cumsum(weights)])  # [k]: of the nodes before node k, counted from 1
     gap = np.searchsorted(nodes, (knots[:-1] + knots[1:]) / 2)  # nodes left of each piece
@@ -92,6 +119,21 @@ def integral(seen: Tridiagonal, function: Callable[[Array], Array], turns: Seque
     high = end - float(np.where(rises > 0, rises * least, rises * most).sum())
     low = end - float(np.where(rises > 0, rises * most, rises * least).sum())
     return low, high
+
+
+def student(freedom: int) -> float:
+    """How many standard errors of so many degrees of freedom are exceeded as seldom as four known ones.
+
+    Student's t is sqrt(f) / tan(a), where the angle a has a density that rises with sin(a)^(f - 1).
+
+    >>> round(student(9), 1), round(student(100), 2)
+    (7.0, 4.18)
+    """
+    freedom = min(freedom, 10_000)  # nothing changes from there on
+    angles = np.geomspace(1e-9, math.pi / 2, 200_000)
+    density = np.sin(angles) ** (freedom - 1)
+    sums = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(angles))])
+    return math.sqrt(freedom) / math.tan(float(np.interp(CHANCE, sums / sums[-1], angles)))
 
 
 def with_chance(low: float, high: float, trials: float) -> float:

@@ -6,6 +6,7 @@ in float64. A matrix of low rank ends the recursion early (a breakdown), with no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ BREAKDOWN = {
     torch.float32: 1e-6,
     torch.float64: 1e-12,
 }  # of the largest entry of T so far: nothing is left
+TOO_LARGE = "a product with the matrix is not finite: the curvature is too large, or not a number"
+
+
+def breakdown(dtype: torch.dtype) -> float:
+    """What counts as nothing in a dtype; a sentence about those that have too few digits, or are complex."""
+    if dtype not in BREAKDOWN:
+        raise CurvatureError(f"curvature is taken in float32 or float64, not in {str(dtype).removeprefix('torch.')}")
+    return BREAKDOWN[dtype]
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,17 @@ class Tridiagonal:
         """(Ritz values, weights that sum to 1): a quadrature of the probe's spectral density."""
         values, vectors = self.decomposed
         return values, vectors[0] ** 2
+
+    def residuals(self) -> Array:
+        """How near an eigenvalue is to each Ritz value."""
+        found: Array = float(self.off[-1]) * np.abs(self.decomposed[1][-1])
+        return found
+
+    def nearest_to_zero(self) -> Array:
+        """Of each of those eigenvalues, the value of least magnitude that it can have."""
+        values = self.decomposed[0]
+        found: Array = np.sign(values) * np.clip(np.abs(values) - self.residuals(), 0, None)
+        return found
 
 
 class Recursion:
@@ -74,15 +94,17 @@ class Recursion:
         self._basis[self._going, step] = self._vectors
         images = self.operator.rows(self._vectors)
         if not torch.isfinite(images).all():
-            raise CurvatureError("a product with the matrix is not finite: the curvature is too large, or not a number")
+            raise CurvatureError(TOO_LARGE)
         rest, going = [], []
         for image, vector, index in zip(images, self._vectors, self._going, strict=True):
             self._diagonal[index, step] = float(image.double() @ vector.double())
             _orthogonalise(image, self._basis[index, : step + 1])
             norm = float(image.norm())
+            if not math.isfinite(norm):
+                raise CurvatureError(TOO_LARGE)
             self._lengths[index] = step + 1
             scale = max(np.abs(self._diagonal[index, : step + 1]).max(), self._off[index, :step].max(initial=0.0))
-            if norm > BREAKDOWN[image.dtype] * scale and scale > 0.0:
+            if norm > breakdown(image.dtype) * scale and scale > 0.0:
                 self._off[index, step] = norm
                 rest.append(image / norm)
                 going.append(index)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crl.linalg.brackets import SIGMAS, beyond, with_chance
-from crl.linalg.lanczos import BREAKDOWN, Recursion, Tridiagonal, each_probe
+from crl.linalg.brackets import student, with_chance
+from crl.linalg.lanczos import TOO_LARGE, Recursion, Tridiagonal, breakdown, each_probe
 from crl.linalg.lanczos import probes as signs
 from crl.linalg.memory import room_for_gram
-from crl.linalg.operators import Gram, Hessian, Operator, Restricted, loss_weight
-from crl.linalg.problem import Problem
-from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum
+from crl.linalg.operators import GGN, Gram, Hessian, Operator, Restricted, loss_weight
+from crl.linalg.problem import CurvatureError, Problem
+from crl.linalg.spectrum import EPS, RELATIVE, RESOLUTION, Block, Estimate, Spectrum, share_of
 
 FLOOR = 1_000  # rows up to which every eigenvalue is computed in any case
 DENSE = 3_000  # rows of the largest matrix that is written down for its sake
@@ -47,6 +47,17 @@ class Effort:
     resolution: float = RESOLUTION
     products: int = PRODUCTS
     memory: int = MEMORY
+
+    def __post_init__(self) -> None:
+        for name, least in (("probes", 1), ("steps", 2), ("products", 2), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name}: {value!r} is not a whole number of at least {least}")
+        if not 0 < self.resolution <= 1:
+            raise ValueError(f"resolution: {self.resolution!r} is not a share between 0 and 1")
+        for name in ("eps", "relative"):
+            if not all(0 <= value < math.inf for value in getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not a list of numbers of at least 0")
 
     @property
     def fixed(self) -> tuple[int, int] | None:
@@ -85,6 +96,7 @@ def spectrum(
     if matrix.size <= (min(max(effort.most, FLOOR), DENSE) if dense is None else dense):
         tell("every eigenvalue")
         whole = matrix.dense().double().cpu()
+        _finite(whole)
         values = torch.linalg.eigvalsh(whole).numpy()
         blur = _blur(values, noise, matrix.like.dtype)
         settings |= {"products": MARKS + matrix.size}
@@ -107,18 +119,25 @@ def _marks(operator: Operator, seed: int) -> tuple[Tensor, float]:
     A row that leaves random numbers at exactly zero is zero: an input never seen, a dead unit. A symmetric matrix has
     x'Ay = y'Ax; what they differ by, times sqrt(n / 2), is about the norm of the error of a product.
     """
+    breakdown(operator.like.dtype)
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(MARKS, operator.size, generator=generator, dtype=torch.float64).to(operator.like)
     block = block / block.norm(dim=1, keepdim=True)
     images = operator.rows(block)
+    _finite(images)
     cross = block.double() @ images.double().T
     apart = (cross - cross.T)[*torch.triu_indices(MARKS, MARKS, 1)]
     return images[0], float(apart.square().mean().sqrt()) * math.sqrt(operator.size / 2)
 
 
+def _finite(products: Tensor) -> None:
+    if not torch.isfinite(products).all():
+        raise CurvatureError(TOO_LARGE)
+
+
 def _blur(values: np.ndarray[Any, Any], noise: float, dtype: torch.dtype) -> float:
     """How far rounding may have moved an eigenvalue: the norm of the errors of all products together."""
-    return max(2 * noise, BREAKDOWN[dtype] * float(np.abs(values).max()))
+    return max(2 * noise, breakdown(dtype) * float(np.abs(values).max()))
 
 
 def _resolved(
@@ -131,12 +150,12 @@ def _resolved(
 
     def resolved(seen: Sequence[Tridiagonal], probes: int) -> int:
         """How many counts would be resolved if so many probes saw the same."""
-        blur = _blur(seen[0].ritz()[0], noise, matrix.like.dtype)
-        top = max(float(np.abs(each.ritz()[0]).max()) for each in seen)
-        wanted = [*effort.eps, *(share * top for share in effort.relative)]
-        bounds = np.mean([[beyond(each, threshold, blur)[1:] for threshold in wanted] for each in seen], axis=0)
-        chance = [with_chance(low, high, matrix.size * probes) for low, high in bounds]
-        return int((bounds[:, 1] - bounds[:, 0] + 2 * np.array(chance) <= effort.resolution).sum())
+        blur = _blur(np.concatenate([each.ritz()[0] for each in seen]), noise, matrix.like.dtype)
+        block = Block(matrix.size, None, tuple(seen), blur)
+        wanted = [(eps, eps) for eps in effort.eps] + [share_of(block.reach, share) for share in effort.relative]
+        bounds = [block.share_beyond(*thresholds)[1:] for thresholds in wanted]
+        widths = [high - low + 2 * with_chance(low, high, matrix.size * probes) for low, high in bounds]
+        return sum(width <= effort.resolution for width in widths)
 
     alone = 2 * with_chance(0.1, 0.1, matrix.size) <= effort.resolution / 2
     room = effort.memory // (matrix.size * matrix.like.element_size())
@@ -145,7 +164,7 @@ def _resolved(
     run = Recursion(matrix, starts[:1].to(matrix.like), longest)
     steps, best = 0, (0, 0, 0, 1)  # (counts resolved, products saved, steps, probes): the more the better
     total = len(effort.eps) + len(effort.relative)
-    while steps < longest and best[0] < total:
+    while not steps or (steps < longest and best[0] < total):
         steps = min(longest, max(steps + STRIDE, steps * 3 // 2))
         tell(f"{steps} steps")
         each = run.extend(steps)
@@ -163,46 +182,61 @@ def _resolved(
     return each
 
 
-def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any], size: int = 0) -> Spectrum:
-    """Every eigenvalue of a matrix that is written down, from products of a dtype; of a larger one, if `size` says so.
-
-    The larger matrix's further eigenvalues are zero, as are those of rows that are zero.
-    """
+def exact_spectrum(matrix: Tensor, made_in: torch.dtype, settings: Mapping[str, Any]) -> Spectrum:
+    """Every eigenvalue of a matrix that is written down, from products of a dtype."""
+    breakdown(made_in)
+    _finite(matrix)
     live = (matrix != 0).any(1)
     values = torch.linalg.eigvalsh(matrix[live][:, live].double()).cpu().numpy()
-    none = max(size, len(matrix)) - len(values)
+    none = len(matrix) - len(values)
     blocks = [Block(len(values), values, (), _blur(values, 0.0, made_in))] if len(values) else []
     zeros = [Block(none, np.zeros(1))] if none else []
     return Spectrum((*blocks, *zeros), {**settings, "exact": True})
 
 
-def ggn_spectrum(problem: Problem, effort: Effort = Effort()) -> Spectrum:
+def ggn_spectrum(problem: Problem, effort: Effort = Effort(), seed: int = 0) -> Spectrum:
     """Every eigenvalue of the GGN J'LJ through the Gram matrix K = JJ', of samples x outputs rows.
 
-    With K = R R, the eigenvalues of J'LJ that are not zero are those of R L R, also where L is indefinite (PPO).
+    With K = R R, the eigenvalues of J'LJ that are not zero are those of R L R, also where L is indefinite (PPO). The
+    two differ in how many zeros they have: where R L R is the larger, its smallest by magnitude are left out, and where
+    it is the smaller, the others of J'LJ are zero though its rows are not.
     """
     room_for_gram(problem)
+    mark, noise = _marks(GGN(problem), seed)
     gram = Gram(problem, "none")
     kernel = gram.dense().double()
+    _finite(kernel)
     values, vectors = torch.linalg.eigh(kernel)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     weight = loss_weight(problem).double()
     samples, numbers = weight.shape[:2]
     weighted = torch.einsum("nij,njk->nik", weight, root.reshape(samples, numbers, -1)).reshape(len(root), -1)
-    settings = {"products": 2 * gram.size, "through": "gram"}
-    found = exact_spectrum(root.T @ weighted, problem.like.dtype, settings, problem.size)
-    return replace(found, resolution=effort.resolution)
+    found = torch.linalg.eigvalsh(root.T @ weighted).cpu().numpy()
+    live = int((mark != 0).sum())
+    kept = np.sort(found[np.argsort(-np.abs(found))[:live]])
+    blur = _blur(found, noise, problem.like.dtype)
+    blocks = (
+        Block(len(kept), kept, (), blur),
+        Block(live - len(kept), np.zeros(1), null=True),
+        Block(problem.size - live, np.zeros(1)),
+    )
+    settings = {"seed": seed, "products": MARKS + 2 * gram.size, "through": "gram", "exact": True}
+    return Spectrum(tuple(block for block in blocks if block.size), settings, effort.resolution)
 
 
 def hutchinson(operator: Operator, count: int = 10, seed: int = 0) -> Estimate:
-    """The trace, from random sign vectors, with its standard error (Hutchinson 1989)."""
+    """The trace, from random sign vectors, with its standard error (Hutchinson 1989).
+
+    The error is itself estimated, from few vectors badly: the bracket is Student's.
+    """
     each = [
         float((start @ operator.rows(start[None])[0]).double())
         for start in signs(operator.size, count, seed, operator.like)
     ]
     value = float(np.mean(each))
     error = float(np.std(each, ddof=1) / math.sqrt(count)) if count > 1 else math.inf
-    return Estimate(value, value - SIGMAS * error, value + SIGMAS * error, error)
+    wide = student(count - 1) * error if count > 1 else math.inf
+    return Estimate(value, value - wide, value + wide, error)
 
 
 def hessian_spectrum(
@@ -229,11 +263,12 @@ def hessian_spectrum(
     >>> found.size, found.exact, 0 < found.epsilon_rank(1e-3).value < 1
     (50, True, True)
     """
-    if (probes is not None and probes < 1) or (steps is not None and steps < 2):
-        raise ValueError(f"at least 1 probe and 2 steps are needed, not {probes} and {steps}")
+    effort = Effort(probes, steps, **wanted)
     problem = supervised(model, loss, batch, parameters=parameters, chunk=chunk)
+    for parameter in problem.parameters.values():
+        breakdown(parameter.dtype)
     problem.check()
-    return spectrum(Hessian(problem), Effort(probes, steps, **wanted), seed)
+    return spectrum(Hessian(problem), effort, seed)
 
 
 def supervised(

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from crl.core import Array
-from crl.linalg.brackets import SIGMAS, beyond, integral, with_chance
+from crl.linalg.brackets import SIGMAS, beyond, integral, reach, with_chance
 from crl.linalg.lanczos import Tridiagonal
+from crl.linalg.problem import CurvatureError
 
 EPS = (1e-3, 1e-2, 1e-1)  # absolute thresholds of the epsilon-rank
 RELATIVE = (1e-3, 1e-2)  # and thresholds relative to the largest eigenvalue by magnitude
 RESOLUTION = 0.05  # a count whose bracket is wider than this is not known
+VISIBLE = 1e-5  # a bracket that is narrower, as a share of what the number is measured by, is not spoken of
 EARLIER = "was written by an earlier version, without what bounds are made of: look again with `crl probe`"
 
 
@@ -33,7 +35,8 @@ class Estimate:
     """A number and what is known about it: the truth is between `low` and `high`, at four standard errors of chance.
 
     `error` is one standard error over probe vectors. Not resolved means that the bracket is too wide to speak of a
-    number: `value` is then NaN and `reason` says why. Exact numbers have low = value = high.
+    number: `value` is then NaN and `reason` says why. Exact numbers have low = value = high, where
+    rounding has moved them by no more than a few parts in a million.
     """
 
     value: float
@@ -65,6 +68,12 @@ class Block:
     eigenvalues: Array | None = None  # equally many times each: a single one stands for a block of equal ones
     seen: tuple[Tridiagonal, ...] = ()
     blur: float = 0.0  # how far rounding in the products may have moved an eigenvalue
+    null: bool = False  # zero eigenvalues that are no zero rows: directions, not parameters
+
+    @property
+    def zero_rows(self) -> int:
+        """Rows that are zero themselves."""
+        return self.size if self.eigenvalues is not None and not self.eigenvalues.any() and not self.null else 0
 
     @property
     def trials(self) -> float:
@@ -82,14 +91,35 @@ class Block:
         """The mean of a function over the spectrum, by quadrature."""
         return float(np.mean([float(weights @ function(values)) for values, weights in self.nodes]))
 
-    def share_beyond(self, eps: float) -> tuple[float, float, float]:
-        """(value, low, high) of the share of eigenvalues beyond eps by magnitude, before chance."""
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """The largest eigenvalue by magnitude: (as far as it was seen, the most that it can be)."""
         if self.eigenvalues is None:
-            found = np.mean([beyond(each, eps, self.blur) for each in self.seen], axis=0)
+            return reach(self.seen, self.size)
+        top = float(np.abs(self.eigenvalues).max())
+        return top, top
+
+    def share_beyond(self, eps: float, most: float) -> tuple[float, float, float]:
+        """(value, low, high) of the share of eigenvalues beyond eps by magnitude, before chance.
+
+        The threshold may be as large as `most`, which `low` allows for.
+        """
+        if self.eigenvalues is None:
+            found = np.mean([beyond(each, eps, self.blur, most) for each in self.seen], axis=0)
             return float(found[0]), float(found[1]), float(found[2])
         sizes = np.abs(self.eigenvalues)
-        low, value = float((sizes > eps + self.blur).mean()), float((sizes > eps).mean())
+        low, value = float((sizes > most + self.blur).mean()), float((sizes > eps).mean())
         return value, low, float((sizes > eps - self.blur).mean())
+
+    def squares(self, function: Callable[[Array], Array]) -> float:
+        """The sum of a function's squares over the eigenvalues, which is what chance depends on; never less than known.
+
+        A probe can miss a far eigenvalue's weight but not its place: within its residual of each Ritz value there is an
+        eigenvalue, so the sum is at least that over Ritz values moved so far towards zero.
+        """
+        guess = self.size * self.mean(lambda x: function(x) ** 2)
+        known = [float((function(each.nearest_to_zero()) ** 2).sum()) for each in self.seen]
+        return max(guess, *known)
 
     def total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
         """(value, low, high) of the sum of a function over the eigenvalues, with chance; `turns` as for `integral`.
@@ -97,12 +127,11 @@ class Block:
         The function is 0 at 0, and nowhere steeper than there: rounding moves it by no more than its value at `blur`.
         """
         value = self.size * self.mean(function)
-        if self.eigenvalues is not None:
-            return value, value, value
         moved = self.size * float(np.abs(function(np.array([-self.blur, self.blur]))).max())
+        if self.eigenvalues is not None:
+            return value, value - moved, value + moved
         bounds = self.size * np.mean([integral(each, function, turns) for each in self.seen], axis=0)
-        square = self.size * self.mean(lambda x: function(x) ** 2)
-        chance = SIGMAS * math.sqrt(2 * square / len(self.seen))
+        chance = SIGMAS * math.sqrt(2 * self.squares(function) / len(self.seen))
         return value, float(bounds[0]) - chance - moved, float(bounds[1]) + chance + moved
 
 
@@ -114,6 +143,10 @@ class Spectrum:
     settings: Mapping[str, Any] = field(default_factory=dict)
     resolution: float = RESOLUTION
 
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise CurvatureError("a matrix without rows has no spectrum")
+
     @property
     def size(self) -> int:
         """Rows of the matrix."""
@@ -122,7 +155,7 @@ class Spectrum:
     @property
     def zero_rows(self) -> int:
         """Rows of the matrix that are zero: inputs never seen, dead units."""
-        return sum(block.size for block in self.blocks if block.eigenvalues is not None and not block.eigenvalues.any())
+        return sum(block.zero_rows for block in self.blocks)
 
     @property
     def exact(self) -> bool:
@@ -154,14 +187,20 @@ class Spectrum:
         return self._merged[1]
 
     def _extreme(self, pick: Callable[..., Any]) -> Estimate:
-        """The furthest that any probe found; an eigenvalue lies within `error` of it, and one may lie further out."""
-        found = [
-            (float(pick(values)), 0.0 if block.eigenvalues is not None else _residual(block.seen[row], pick))
-            for block in self.blocks
-            for row, (values, _) in enumerate(block.nodes)
-        ]
+        """The furthest that any probe found; an eigenvalue lies within `error` of it, and one may lie further out.
+
+        Where it is an eigenvalue, it is known up to rounding.
+        """
+        found, low, high = [], [], []
+        for block in self.blocks:
+            blur = block.blur if block.eigenvalues is not None else 0.0
+            for row, (values, _) in enumerate(block.nodes):
+                value = float(pick(values))
+                found.append((value, 0.0 if block.eigenvalues is not None else _residual(block.seen[row], pick)))
+                low.append(value - blur)
+                high.append(value + blur)
         value, error = pick(found)
-        return Estimate(value, value, value, error)
+        return _known(value, pick(low), pick(high), self.magnitude, error)
 
     @property
     def lambda_max(self) -> Estimate:
@@ -174,54 +213,70 @@ class Spectrum:
         return self._extreme(min)
 
     @property
+    def reach(self) -> tuple[float, float]:
+        """The largest eigenvalue by magnitude: (as far as it was seen, the most that it can be)."""
+        return max(block.reach[0] for block in self.blocks), max(block.reach[1] for block in self.blocks)
+
+    @property
     def magnitude(self) -> float:
-        """The largest eigenvalue by magnitude."""
-        return max(abs(self.lambda_max.value), abs(self.lambda_min.value))
+        """The largest eigenvalue by magnitude, as far as it was seen."""
+        return self.reach[0]
 
     @property
     def trace(self) -> Estimate:
         """The sum of eigenvalues: Hutchinson's estimate, whose variance is at most 2 (|A|_F^2 - tr^2 / n) / probes."""
-        value, variance = 0.0, 0.0
+        value = scale = variance = moved = 0.0
         for block in self.blocks:
             mean = block.mean(lambda x: x)
-            value += block.size * mean
+            value, scale = value + block.size * mean, scale + block.size * block.mean(np.abs)
+            moved += block.size * block.blur
             if block.eigenvalues is None:
-                spread = max(block.mean(lambda x: x**2) - mean**2, 0.0)
-                variance += 2 * block.size * spread / len(block.seen)
+                spread = max(block.squares(lambda x: x) - block.size * mean**2, 0.0)
+                variance += 2 * spread / len(block.seen)
         error = math.sqrt(variance)
-        return Estimate(value, value - SIGMAS * error, value + SIGMAS * error, error)
+        wide = SIGMAS * error + moved
+        return _known(value, value - wide, value + wide, scale, error)
 
     def epsilon_rank(self, eps: float) -> Estimate:
         """The share of eigenvalues beyond eps by magnitude."""
+        return self._count(eps, eps)
+
+    def relative_rank(self, share: float) -> Estimate:
+        """The share of eigenvalues beyond a share of the largest by magnitude.
+
+        The largest is known between a Ritz value and a bound (`crl.linalg.brackets.reach`), so the count is bracketed
+        by those at both.
+        """
+        return self._count(*share_of(self.reach, share))
+
+    def _count(self, eps: float, most: float) -> Estimate:
         value = low = high = wide = variance = 0.0
         for block in self.blocks:
             share = block.size / self.size
-            middle, least, most = block.share_beyond(eps)
-            value, wide = value + share * middle, wide + share * (most - least)
+            middle, least, upper = block.share_beyond(eps, most)
+            value, wide = value + share * middle, wide + share * (upper - least)
             if block.eigenvalues is None:
-                chance = with_chance(least, most, block.trials)
-                least, most = max(least - chance, 0.0), min(most + chance, 1.0)
+                chance = with_chance(least, upper, block.trials)
+                least, upper = max(least - chance, 0.0), min(upper + chance, 1.0)
                 variance += (share * math.sqrt(2 * middle * (1 - middle) / block.trials)) ** 2
-            low, high = low + share * least, high + share * most
+            low, high = low + share * least, high + share * upper
         if self.exact and not wide:
             return Estimate(value, value, value)
-        reason = (
-            f"between {low:.3g} and {high:.3g}: {self._obstacle(eps, wide)}" if high - low > self.resolution else ""
-        )
+        reason = ""
+        if high - low > self.resolution:
+            reason = f"between {low:.3g} and {high:.3g}: {self._obstacle(eps, most, wide)}"
         return Estimate(math.nan if reason else value, low, high, math.sqrt(variance), reason)
 
-    def _obstacle(self, eps: float, wide: float) -> str:
+    def _obstacle(self, eps: float, most: float, wide: float) -> str:
         """Why a count is not resolved, and what would help."""
         blur = max(block.blur for block in self.blocks)
         if eps <= 2 * blur:
             return f"the products are precise to {blur:.1g} only"
+        if math.isinf(most):
+            return "it takes more steps to bound the largest eigenvalue"
         if wide <= self.resolution / 2:
             return "it takes more probes"
         return "it takes more steps to tell eigenvalues apart there"
-
-    def relative_rank(self, share: float) -> Estimate:
-        """The share of eigenvalues beyond a share of the largest by magnitude."""
-        return self.epsilon_rank(share * self.magnitude)
 
     def _total(self, function: Callable[[Array], Array], turns: Sequence[float]) -> tuple[float, float, float]:
         value, low, high = np.sum([block.total(function, turns) for block in self.blocks], axis=0)
@@ -235,18 +290,17 @@ class Spectrum:
         if not value + other > 0:
             return Estimate(0.0, 0.0, 0.0)
         found = value / (value + other)
-        if self.exact:
-            return Estimate(found, found, found)
         low, high = low / max(low + most, 1e-300), high / max(high + least, 1e-300)
         reason = f"between {low:.3g} and {high:.3g}" if high - low > 2 * self.resolution else ""
-        return Estimate(found if not reason else math.nan, low, high, reason=reason)
+        return _known(found if not reason else math.nan, low, high, 1.0, reason=reason)
 
     @property
     def effective_rank(self) -> Estimate:
         """exp of the entropy of magnitudes as shares of their sum, over all eigenvalues (not over Ritz values).
 
-        With x the magnitudes over the largest, A = sum x and B = sum x ln(1/x), it is A exp(B / A). Resolved where the
-        bracket is within a tenth.
+        With x the magnitudes over the largest, A = sum x and B = sum x ln(1/x), it is A exp(B / A). Of eigenvalues that
+        rounding moves, the shares move by T = n blur / sum in total variation, and their entropy by no more than
+        T ln(n - 1) + h(T) (Audenaert 2007). Resolved where the bracket is within a tenth.
         """
         top = self.magnitude
         if not top > 0:
@@ -256,13 +310,24 @@ class Spectrum:
         other, least, most = self._total(lambda x: _surprise(np.abs(x) / top), (-turn, 0.0, turn))
         found = value * math.exp(min(other / value, 700.0))
         if self.exact:
-            return Estimate(found, found, found)
-        low, high = max(low, 1.0), max(high, 1.0)  # the largest alone makes 1
-        ends = [a * math.exp(min(least / a, 700.0)) for a in (low, high, min(max(least, low), high))]
-        tops = [a * math.exp(min(most / a, 700.0)) for a in (low, high)]
-        low, high = max(min(ends), 1.0), min(max(tops), float(self.size))
+            factor = math.exp(self._entropy_moved(top * value))
+            low, high = found / factor, found * factor
+        else:
+            low, high = max(low, 1.0), max(high, 1.0)  # the largest alone makes 1
+            ends = [a * math.exp(min(least / a, 700.0)) for a in (low, high, min(max(least, low), high))]
+            low, high = min(ends), max(a * math.exp(min(most / a, 700.0)) for a in (low, high))
+        low, high = max(low, 1.0), min(high, float(self.size))
         reason = f"between {low:.3g} and {high:.3g}" if high > (1 + 2 * RESOLUTION) * low else ""
-        return Estimate(found if not reason else math.nan, low, high, reason=reason)
+        return _known(found if not reason else math.nan, low, high, found, reason=reason)
+
+    def _entropy_moved(self, total: float) -> float:
+        """How far rounding may have moved the entropy of eigenvalues whose magnitudes have this sum."""
+        size = sum(block.size for block in self.blocks if block.reach[0] > 0)
+        moved = sum(block.size * block.blur for block in self.blocks) / total
+        if size < 2 or moved >= 1 - 1 / size:
+            return math.log(max(size, 1))
+        both = np.array([moved, 1 - moved])
+        return moved * math.log(size - 1) + float(_surprise(both).sum())
 
     def trainable(self, rho: float, eps: float) -> bool | None:
         """The necessary condition of tau-trainability, rank(H) >= rho, by the normalised rank (arXiv 2509.22335 v1).
@@ -303,7 +368,7 @@ class Spectrum:
                 arrays[f"eigenvalues_{i}"] = block.eigenvalues
             for j, each in enumerate(block.seen):
                 arrays[f"probe_{i}_{j}"] = np.stack([each.diagonal, each.off])
-        blocks = [[block.size, block.blur, len(block.seen)] for block in self.blocks]
+        blocks = [[block.size, block.blur, len(block.seen), block.null] for block in self.blocks]
         head = {"blocks": blocks, "resolution": self.resolution, "settings": dict(self.settings)}
         file = io.BytesIO()
         np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
@@ -317,10 +382,10 @@ class Spectrum:
                 raise ValueError(f"{path} {EARLIER}")
             head = json.loads(str(data["head"]))
             blocks = []
-            for i, (size, blur, count) in enumerate(head["blocks"]):
+            for i, (size, blur, count, *null) in enumerate(head["blocks"]):
                 eigenvalues = data.get(f"eigenvalues_{i}")
                 seen = tuple(Tridiagonal(*data[f"probe_{i}_{j}"]) for j in range(count))
-                blocks.append(Block(size, eigenvalues, seen, blur))
+                blocks.append(Block(size, eigenvalues, seen, blur, *null))
             return cls(tuple(blocks), head["settings"], head["resolution"])
 
 
@@ -333,10 +398,22 @@ def merged(parts: Sequence[Spectrum]) -> Spectrum:
     return Spectrum(blocks, settings, parts[0].resolution)
 
 
+def _known(value: float, low: float, high: float, scale: float, error: float = 0.0, reason: str = "") -> Estimate:
+    """An estimate without its bracket where that is too narrow to speak of."""
+    if high - low <= VISIBLE * scale:
+        low = high = value
+    return Estimate(value, low, high, error, reason)
+
+
+def share_of(reach: tuple[float, float], share: float) -> tuple[float, float]:
+    """A share of both, which is 0 of what is infinite if it is 0."""
+    return share * reach[0], share * reach[1] if share else 0.0
+
+
 def _residual(seen: Tridiagonal, pick: Callable[..., Any]) -> float:
     """How near an eigenvalue is to the largest or smallest Ritz value."""
-    values, vectors = seen.decomposed
-    return float(seen.off[-1] * abs(vectors[-1, list(values).index(pick(values))]))
+    values, apart = seen.decomposed[0], seen.residuals()
+    return float(apart[list(values).index(pick(values))])
 
 
 def _surprise(x: Array) -> Array:

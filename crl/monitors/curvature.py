@@ -178,7 +178,7 @@ class GGN(Hessian):
             return super()._spectrum(matrix, seed, tell)
         assert isinstance(matrix, operators.GGN)
         tell("every eigenvalue, through the Gram matrix")
-        return ggn_spectrum(matrix.problem, self.effort)
+        return ggn_spectrum(matrix.problem, self.effort, seed)
 
 
 class Gram(Look):
