@@ -155,12 +155,10 @@ def _own_way(error: BaseException, hears: bool) -> bool:
 
 def _told(error: Failed, walk: Walk, on: str) -> Failed:
     """The line of a failure with all that helps; its traceback goes to the run's `error.log`."""
-    log = walk.folder.path / "error.log"
     if not error.trace:
         return Failed(f"{error}; {walk.place}; {on}", "")
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(f"{now}, {walk.place}: {error}\n{error.trace}\n")
+    log = walk.folder.add_error(f"{now}, {walk.place}: {error}\n{error.trace}\n")
     return Failed(f"{error}; {walk.place}; its traceback is in {log}; {on}", error.trace)
 
 

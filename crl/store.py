@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -55,6 +55,10 @@ MANIFEST: dict[str, Any] = {  # what its entries are, where they are there
 MOST = 2**28  # bytes that a spectrum may unpack to
 
 
+class Moved(CrlError):
+    """The folder that a process works on lies elsewhere now: what it wrote by name could come into another run."""
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -63,6 +67,7 @@ class RunFolder:
         self.records = path / "metrics.jsonl"
         self.tensorboard = path / "tb"
         self.checkpoints = path / "checkpoints"
+        self.lock: tuple[IO[str], Path] | None = None  # while this process works on it: the open file, and its name
 
     @property
     def occupied(self) -> bool:
@@ -116,8 +121,41 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CrlError(f"{self.path}: another process is at work on this run") from None
-            self._sweep()
-            yield
+            self.lock = lock, self.path / LOCK
+            try:
+                self.refuse_moved()
+                self._sweep()
+                yield
+            finally:
+                self.lock = None
+
+    def refuse_moved(self) -> None:
+        """Before anything is written by name: is this folder the one that was locked?
+
+        Where it was moved, another run may have begun at its place, which has a lock of its own.
+        """
+        if self.lock is None:
+            return
+        file, name = self.lock
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+        except OSError:  # nothing is there any more
+            same = False
+        if not same:
+            raise Moved(f"{name.parent}: this run was moved or removed while it was at work; nothing more is written")
+
+    def _write(self, path: Path, data: bytes | memoryview) -> None:
+        self.refuse_moved()
+        write_whole(path, data)
+
+    def add_error(self, text: str) -> Path:
+        """Add to what is kept of the errors; where, in any case, and written if it can be."""
+        path = self.path / "error.log"
+        with contextlib.suppress(OSError, Moved):
+            self.refuse_moved()
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        return path
 
     def _sweep(self) -> None:
         """Remove what a process that was killed has half written: with the lock held, no other process writes here."""
@@ -130,6 +168,7 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """What the run says of itself."""
+        self.refuse_moved()  # it is read to be written again
         path = self.path / "manifest.json"
         if not path.exists():
             raise CrlError(f"{self.path}: no run is here (there is no manifest.json)")
@@ -152,7 +191,7 @@ class RunFolder:
 
     def write_manifest(self, data: dict[str, Any]) -> None:
         """Replace the manifest."""
-        write_whole(self.path / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
+        self._write(self.path / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
 
     def update_manifest(self, **changes: Any) -> None:
         """Replace some of the manifest's entries."""
@@ -163,7 +202,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         text = json.dumps({**self.manifest(), "status": "failed"}).encode()
         try:
-            write_whole(path, text)
+            self._write(path, text)
         except Unwritten:
             with path.open("r+b") as file:
                 file.write(text.ljust(path.stat().st_size))
@@ -179,7 +218,7 @@ class RunFolder:
         if (self.path / "manifest.json").exists():
             there = {zlib.crc32(path.read_bytes())} & set(self._sums()) if path.exists() else set()
             self.update_manifest(sums={"matrix.csv": sorted(there | {zlib.crc32(data)})})
-        write_whole(path, data)
+        self._write(path, data)
 
     def read_matrix(self) -> tuple[list[str], list[list[float]]]:
         """(tasks, rows) as written."""
@@ -218,7 +257,7 @@ class RunFolder:
         """Write the Ritz values, weights and settings of a spectrum."""
         path = self.spectrum(visit, phase, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, replace(spectrum, settings={**spectrum.settings, "name": name}).packed())
+        self._write(path, replace(spectrum, settings={**spectrum.settings, "name": name}).packed())
 
     def read_spectra(self) -> list[tuple[int, str, Spectrum]]:
         """(visit, phase, spectrum) of every file, in the order of the walk; a spectrum's settings hold its name."""
@@ -259,12 +298,13 @@ class RunFolder:
 
     def save(self, path: Path, state: State) -> None:
         """Write a checkpoint; after a boundary's, an interrupted visit's is of no use any more."""
-        write_whole(path, packed(state))
+        self._write(path, packed(state))
         if path != self.stopped:
             self.stopped.unlink(missing_ok=True)
 
     def keep(self, latest: int) -> None:
         """Drop the checkpoints of all boundaries but the latest few; 0 keeps all."""
+        self.refuse_moved()
         found = self._boundaries()
         for path in found[:-latest] if latest else ():
             path.unlink()

@@ -99,6 +99,32 @@ def test_a_run_is_locked_whatever_it_is_called(stopped: Path, monkeypatch: pytes
     assert crl.resume(other).manifest["status"] == "finished"
 
 
+class MovesAway(MyAgent):
+    """In the middle of its run the run's folder is moved, and another run begins at its place."""
+
+    place = Path()
+
+    def update(self) -> Any:
+        if not self.place.with_name("moved").exists() and (self.place / "matrix.csv").exists():
+            self.place.rename(self.place.with_name("moved"))
+            with RunFolder(self.place).taken():
+                (self.place / "manifest.json").write_text("another's")
+        return super().update()
+
+
+def test_a_run_that_was_moved_does_not_write_into_the_one_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "small" / "MovesAway" / "seed-0"
+    monkeypatch.setattr(MovesAway, "place", place)
+    line = said(lambda: crl.train({**CONFIG, "agent": {"use": "tests.test_durable.MovesAway"}}, out=tmp_path))
+    assert line.startswith(f"{place}: this run was moved or removed while it was at work; nothing more is written")
+    assert sorted(path.name for path in place.iterdir()) == [".lock", "manifest.json"]
+    assert (place / "manifest.json").read_text() == "another's"
+    moved = place.with_name("moved")
+    assert crl.resume(moved).manifest["status"] == "finished", "it can be gone on with where it lies"
+
+
 def test_two_at_once_of_which_one_begins(tmp_path: Path) -> None:
     """The second is refused whether the first has written its manifest or not."""
     folder = RunFolder(tmp_path / "small" / "MyAgent" / "seed-0")
