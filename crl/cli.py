@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from crl.core import INSTALLED_ONLY, CrlError
+from crl.core import INSTALLED_ONLY, CrlError, printable
 from crl.failing import Failed, culprit, failed
 from crl.stopping import interruptible
 
@@ -78,7 +78,7 @@ def _how_to_see(arguments: argparse.Namespace) -> str:
 
 def _say(line: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        print(f"crl: {' '.join(line.split())}", file=sys.stderr)
+        print(f"crl: {printable(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 
-from crl.core import CrlError, brief
+from crl.core import CrlError, brief, printable
 
 ROLES = {  # the functions that a part of each kind has
     "agent": ("act", "observe", "update"),
@@ -35,8 +35,10 @@ def failed(error: BaseException) -> Failed:
     if isinstance(error, Failed):
         return error
     if isinstance(error, CrlError):
-        return Failed(str(error), "")
-    trace = "".join(traceback.format_exception(error))
+        return Failed(printable(str(error)), "")
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
+        error = error.__cause__  # it came through a generator of ours
+    trace = printable("".join(traceback.format_exception(error)))
     who = culprit(error) or "crl itself"
     said = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else brief(error)
     return Failed(f"{who} failed: {said}{_where(error)}", trace)

@@ -77,7 +77,7 @@ class Walk:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
             self._train(visit)
-            self._refuse_broken(self.agent.state_dict())
+            self._refuse_broken(self._state("agent", self.agent))
             self._spend(tell_methods(self.plan, "leave", visit))
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
@@ -299,7 +299,7 @@ class Walk:
         return f"the last good checkpoint is {self.folder.latest()}" if there else "there is no checkpoint yet"
 
     def _checkpoint(self, visit: int, done: int = 0) -> None:
-        agent = self.agent.state_dict()
+        agent = self._state("agent", self.agent)
         self._refuse_broken(agent)
         state: State = {
             "digest": self.experiment.digest,
@@ -310,9 +310,9 @@ class Walk:
             "matrix": self.rows,
             "agent": agent,
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
-            "methods": {name: method.state_dict() for name, method in self.plan.methods.items()},
+            "methods": {name: self._state("method", method) for name, method in self.plan.methods.items()},
             "monitors": {
-                name: monitor.state_dict()
+                name: self._state("monitor", monitor)
                 for name, monitor in self.plan.monitors.items()
                 if hasattr(monitor, "state_dict")
             },
@@ -326,6 +326,14 @@ class Walk:
             self.folder.load(path, self.experiment.digest)
             self.read_back = True
         self.folder.keep(self.experiment.checkpoint.keep)
+
+    def _state(self, role: str, part: Any) -> State:
+        """What a checkpoint holds of a part."""
+        state: State = part.state_dict()
+        if not isinstance(state, dict):
+            what = "None" if state is None else f"a {type(state).__name__}"
+            raise Failed(f"{role} {type(part).__name__}: state_dict() returns {what}: it must be a dictionary", "")
+        return state
 
     def restore(self, state: State) -> None:
         """Become what the walk was when this checkpoint was taken."""

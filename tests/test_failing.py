@@ -1,5 +1,6 @@
 """A part that fails costs one line, leaves its traceback in the run's folder, and never ends with exit code 0."""
 
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import crl
@@ -20,11 +22,28 @@ from crl.store import RunFolder
 from crl.testing import check_task
 from envs.answers import STEP
 from envs.gym import build, join
+from tests.my_agent import MyAgent
 from tests.test_resume import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
 PPO = {"use": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "net": {"hidden": [4]}}
 CALLS = {"n": 0}  # how often any faulty part was called, since the last of them was made
+
+
+TEXTS = {  # of an exception, and what is said of it
+    "bad \udce9 name": r"Speechless: bad \udce9 name",
+    "\x1b[31mred": r"Speechless: \x1b[31mred",
+    "speechless": "Speechless: (its text cannot be shown)",
+}
+
+
+class Speechless(Exception):
+    """Its text cannot be written as it is, or not be had."""
+
+    def __str__(self) -> str:
+        if self.args[0] == "speechless":
+            raise RuntimeError("no text")
+        return super().__str__()
 
 
 class Faulty(gymnasium.Env[Any, Any]):
@@ -57,6 +76,10 @@ def misbehave(how: str, found: list[Any]) -> Any:
         raise BrokenPipeError
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "stop":
+        raise StopIteration("at the end")
+    if how in TEXTS:
+        raise Speechless(how)
     broken: dict[str, Any] = {
         "none": lambda: None,
         "four": lambda: tuple(found[:4]),
@@ -66,6 +89,9 @@ def misbehave(how: str, found: list[Any]) -> Any:
         "shape": lambda: (np.zeros(4, dtype=np.float32), *found[1:]),
         "one": lambda: (np.zeros(1, dtype=np.float32), *found[1:]),
         "scalar": lambda: (0.5, *found[1:]),
+        "info": lambda: (*found[:4], []),
+        "huge reward": lambda: (found[0], 1e308, *found[2:]),
+        "endless reward": lambda: (found[0], 10**5000, *found[2:]),
     }
     return broken[how]() if how in broken else tuple(found)
 
@@ -140,6 +166,15 @@ def test_a_part_that_fails_costs_one_line(walked: Any, how: str, part: str) -> N
     assert folder.manifest()["status"] == "failed"
     log = (folder.path / "error.log").read_text()
     assert "Traceback (most recent call last)" in log and "in misbehave" in log
+
+
+@pytest.mark.parametrize("how", [*TEXTS, "stop"])
+def test_any_text_of_an_error_is_said_safely(walked: Any, how: str) -> None:
+    code, said, folder = walked(config(how))
+    assert code == 2 and len(said) == 1 and said[0].isprintable(), said
+    assert f"environment Faulty failed: {TEXTS.get(how, 'StopIteration: at the end')} (test_failing.py, line" in said[0]
+    log = (folder.path / "error.log").read_text()
+    assert "in misbehave" in log and "\x1b" not in log
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(walked: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +319,9 @@ WRONG = {
     "shape": "environment Faulty: an observation of shape (4,) came; its space has (3,)",
     "one": "environment Faulty: an observation of shape (1,) came; its space has (3,)",
     "scalar": "environment Faulty: an observation of shape () came; its space has (3,)",
+    "info": "environment Faulty: step() returned [] for info; right is a dictionary",
+    "huge reward": "environment Faulty: step() returned the reward 1e+308; right is a number that float32 can hold",
+    "endless reward": "environment Faulty: step() returned the reward something of type int; right is a number that float32 can hold",
 }
 
 
@@ -317,6 +355,83 @@ def test_too_few_values_are_named_though_a_wrapper_trips_over_them(walked: Any) 
     data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
     code, said, _ = walked(data)
     assert code == 2 and "crl: environment Faulty: step() returned too few or too many values; right is (obs" in said[0]
+
+
+# What an agent answers.
+
+ACTIONS = {  # what act() makes of right actions, and how that is told
+    "two": (lambda a: (a, None), "2 values"),
+    "none": (lambda a: None, "a NoneType"),
+    "few": (lambda a: (a[:1], None, None), "actions array([0]) of shape (1,) and type int64"),
+    "float": (lambda a: (a + 0.5, None, None), "actions array([0.5, 0.5]) of shape (2,) and type float64"),
+    "text": (lambda a: (["a"] * len(a), None, None), "actions array(['a', 'a'], dtype='<U1') of shape (2,) and"),
+    "column": (lambda a: (a[:, None], None, None), "actions array([[0], [0]]) of shape (2, 1) and type int64"),
+    "tensor": (lambda a: (torch.as_tensor(a), None, None), "actions that are a torch.Tensor, tensor([0, 0])"),
+    "large": (lambda a: (a + 7, None, None), "array([7, 7])"),
+    "negative": (lambda a: (a - 5, None, None), "array([-5, -5])"),
+}
+NUMBERS: dict[str, Any] = {  # what update() returns, and how that is told
+    "None": None,
+    "[1]": [1],
+    "{'x': 'text'}": {"x": "text"},
+    "{'x': array([[0., 0.], [0., 0.]])}": {"x": np.zeros((2, 2))},
+    "{'x': 1j}": {"x": 1j},
+    "{3: 1.0}": {3: 1.0},
+}
+
+
+class OddAgent(MyAgent):
+    """It answers as `how` says: `act` from its first time on, `update` after some updates, or `state_dict`."""
+
+    def __init__(self, interface: Any, seed: int, device: str, how: str = "") -> None:
+        super().__init__(interface, seed, device)
+        self.how, self.updates = how, 0
+
+    def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
+        found = super().act(obs, carry, greedy)
+        return ACTIONS[self.how][0](found[0] * 0) if self.how in ACTIONS else found
+
+    def update(self) -> Any:
+        self.updates += 1
+        found = {**super().update(), "losses/with a graph": self.loss}
+        if self.how == "lost" and self.updates == 20:
+            with torch.no_grad():
+                self.model[2].bias.fill_(math.nan)
+        return NUMBERS[self.how] if self.how in NUMBERS and self.updates == 20 else found
+
+    def state_dict(self) -> Any:
+        return None if self.how == "state" else super().state_dict()
+
+
+@pytest.mark.parametrize("how", ACTIONS)
+def test_a_wrong_action_is_the_agents(walked: Any, how: str) -> None:
+    data = config(agent={"use": "tests.test_failing.OddAgent", "how": how})
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 64, "name": "maze"}  # it refuses what is none of its actions
+    code, said, folder = walked(data)
+    assert code == 2 and len(said) == 1, said
+    assert f"crl: agent OddAgent: act() returns {ACTIONS[how][1]}" in said[0]
+    right = "it must be (actions, carry, note), the actions an array of shape (2,) of integers from 0 to 1"
+    assert f" for 2 observations: {right}; at the start" in said[0]
+    assert folder.manifest()["status"] == "failed"
+
+
+@pytest.mark.parametrize("how", NUMBERS)
+def test_a_wrong_update_is_the_agents(walked: Any, how: str) -> None:
+    code, said, _ = walked(config(agent={"use": "tests.test_failing.OddAgent", "how": how}))
+    assert code == 2 and len(said) == 1, said
+    told = f"update() returns {how}: it must be a dictionary of numbers by name"
+    assert f"crl: agent OddAgent: {told}; visit 1" in said[0]
+
+
+def test_a_state_that_is_none_is_the_agents(walked: Any) -> None:
+    code, said, _ = walked(config(agent={"use": "tests.test_failing.OddAgent", "how": "state"}))
+    assert code == 2 and len(said) == 1, said
+    assert "crl: agent OddAgent: state_dict() returns None: it must be a dictionary" in said[0]
+
+
+def test_numbers_with_a_graph_are_taken_without_a_word(walked: Any, recwarn: Any) -> None:
+    code, said, _ = walked(config(steps=64, agent={"use": "tests.test_failing.OddAgent"}))
+    assert code == 0 and not said and not [w for w in recwarn if "requires_grad" in str(w.message)]
 
 
 # Environments that hang, and episodes without an end.
