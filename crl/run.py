@@ -155,11 +155,12 @@ def _own_way(error: BaseException, hears: bool) -> bool:
 
 def _told(error: Failed, walk: Walk, on: str) -> Failed:
     """The line of a failure with all that helps; its traceback goes to the run's `error.log`."""
+    place = "; ".join(filter(None, (walk.broken, walk.place)))
     if not error.trace:
-        return Failed(f"{error}; {walk.place}; {on}", "")
+        return Failed(f"{error}; {place}; {on}", "")
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     log = walk.folder.add_error(f"{now}, {walk.place}: {error}\n{error.trace}\n")
-    return Failed(f"{error}; {walk.place}; its traceback is in {log}; {on}", error.trace)
+    return Failed(f"{error}; {place}; its traceback is in {log}; {on}", error.trace)
 
 
 @contextlib.contextmanager

@@ -128,13 +128,19 @@ class Walk:
                 raise Stopped
 
     def _ticks(self, visit: Visit) -> Iterator[Tick]:
-        """The task's own, and beside its mistakes the checkpoint from before them."""
-        try:
+        """The task's own."""
+        with self._placed():
             yield from visit.task.train(self.agent, visit)
+
+    @contextlib.contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Beside a task's mistakes, where they came, and the checkpoint from before them."""
+        try:
+            yield
         except Failed:
             raise
         except CrlError as error:
-            raise CrlError(f"{error}; {self._last_good}") from error
+            raise CrlError(f"{error}: {self.place}; {self._last_good}") from error
 
     def _detect(self, visit: Visit, score: float | None) -> None:
         """Where the learner finds boundaries by itself: if this is one, it is told so."""
@@ -192,7 +198,8 @@ class Walk:
                 row.append(math.nan)
                 continue
             seed = derive(self.experiment.seed, EVALUATE, column)  # the same episodes in every row
-            score = task.evaluate(self.agent, seed, evaluation.episodes, evaluation.greedy)
+            with self._placed():
+                score = task.evaluate(self.agent, seed, evaluation.episodes, evaluation.greedy)
             numbers = {f"eval/{self.plan.measure}": score.mean}
             if score.lengths:
                 numbers["eval/length"] = float(np.mean(score.lengths))
@@ -292,6 +299,14 @@ class Walk:
         weight = broken(self.agent, state)
         if weight:
             raise CrlError(f"{weight} is not finite any more: step {self.step}; {self._last_good}")
+
+    @property
+    def broken(self) -> str:
+        """Where a weight is not finite, which one, and what to go on from: what a part then says is of no help."""
+        with contextlib.suppress(Exception):  # an agent of anybody's
+            weight = broken(self.agent, {})
+            return f"{weight} is not finite any more, and {self._last_good}" if weight else ""
+        return ""
 
     @property
     def _last_good(self) -> str:

@@ -196,7 +196,8 @@ def test_what_is_not_finite_is_refused_when_it_comes(tmp_path: Path, part: str, 
     agent = {"use": "dqn", "learning_starts": 500, "buffer_size": 1000}
     config = {**CONFIG, "tasks": [task, TASKS[0]], "agent": agent, "monitors": []}
     line = said(lambda: crl.train(config, out=tmp_path))
-    assert f"{part} is not finite" in line and "the last good checkpoint is" in line and "boundary-00.pt" in line
+    assert f"{part} is not finite: visit 1 (CartPole-v1), step " in line
+    assert "the last good checkpoint is" in line and "boundary-00.pt" in line
     (run,) = tmp_path.glob("*/*/seed-0")
     assert not (run / "checkpoints" / "boundary-01.pt").exists() and Run(run).manifest["status"] == "failed"
 

