@@ -67,9 +67,9 @@ def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
     if isinstance(error, CrlError) and not isinstance(error, Failed):
         return _say(str(error), 2)
     told, loud = failed(error), getattr(arguments, "verbosity", 0) > 0
-    if loud:
+    if loud and told.trace:
         print(told.trace, file=sys.stderr)
-    return _say(f"{told}{'' if loud or 'error.log' in str(told) else _how_to_see(arguments)}", 2)
+    return _say(f"{told}{'' if loud or not told.trace or 'error.log' in str(told) else _how_to_see(arguments)}", 2)
 
 
 def _how_to_see(arguments: argparse.Namespace) -> str:

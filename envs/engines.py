@@ -139,9 +139,12 @@ class Sync:
         terminated = np.zeros(count, dtype=bool)
         truncated = np.zeros(count, dtype=bool)
         for copy, episode in enumerate(self.episodes):
-            following[copy], reward[copy], terminated[copy], truncated[copy], earned[copy] = self._step(
-                copy, actions[copy]
-            )
+            seen, reward[copy], terminated[copy], truncated[copy], earned[copy] = self._step(copy, actions[copy])
+            if seen.dtype == following.dtype:
+                following[copy] = seen
+            else:
+                with np.errstate(over="ignore"):  # what float32 does not hold is infinite then, and refused as such
+                    following[copy] = seen
             episode.digest = zlib.crc32(following[copy], episode.digest)
             if self.limit and len(episode.log or ()) >= self.limit:
                 truncated[copy] |= not terminated[copy]

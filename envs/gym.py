@@ -83,7 +83,9 @@ class GymTask:
     ) -> None:
         self.name, self.world, self.engine, self.threads = name, world or World(), engine, threads
         self.make = Recipe(env, kwargs or {}, list(wrappers), setting or {}, limit=max_episode_steps)
-        self.alarm = Alarm(timeout, f"task {name}")
+        self.alarm = Alarm(timeout, f"task {name}: one call has taken longer than")
+        late = "engine: the workers did not start within"
+        self.starting = Alarm(timeout, late, "they import for long") if engine == "async" else self.alarm
         probe = self.make.alone()
         with aside(0), self.alarm:  # what an environment cannot do, it should not do now
             trial = Sync(lambda: probe, 1, 0)
@@ -211,7 +213,7 @@ class GymTask:
         if world.engine is None:
             world.seed = visit.seed
             world.engine = self._training(visit.seed)
-            with self.alarm:
+            with self.starting:
                 world.engine.reset()
             world.returns = np.zeros(self.interface.envs)
             world.lengths = np.zeros(self.interface.envs, dtype=np.int64)

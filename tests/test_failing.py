@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -90,6 +91,7 @@ def misbehave(how: str, found: list[Any]) -> Any:
         "shape": lambda: (np.zeros(4, dtype=np.float32), *found[1:]),
         "one": lambda: (np.zeros(1, dtype=np.float32), *found[1:]),
         "scalar": lambda: (0.5, *found[1:]),
+        "far": lambda: (np.full(3, 1e300), *found[1:]),
         "info": lambda: (*found[:4], []),
         "huge reward": lambda: (found[0], 1e308, *found[2:]),
         "endless reward": lambda: (found[0], 10**5000, *found[2:]),
@@ -510,6 +512,46 @@ def test_an_environment_that_hangs_costs_a_line(walked: Any, kind: str) -> None:
     data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
     code, said, _ = walked(data)
     assert code == 2 and "task maze: one call has taken longer than engine.timeout" in said[0], said
+
+
+class LateAsync:
+    """Workers that need long for their imports."""
+
+    copies = 2
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def reset(self) -> None:
+        time.sleep(10)
+
+
+def test_workers_that_start_late_cost_a_line(walked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.gym.Async", LateAsync)
+    data = config(engine={"envs": 2, "kind": "async", "threads": 1, "timeout": 1})
+    code, said, _ = walked(data)
+    line = "crl: engine: the workers did not start within engine.timeout, 1 seconds; they import for long, or the"
+    assert code == 2 and len(said) == 1 and said[0].startswith(line), said
+    assert "its traceback" not in said[0]
+
+
+def test_a_worker_that_nobody_waits_for_ends_without_a_word() -> None:
+    from multiprocessing import Pipe
+
+    from envs.workers import _serve
+
+    ours, theirs = Pipe()
+    ours.send_bytes(pickle.dumps(("reset", ())))
+    ours.close()
+    _serve(theirs, b"nothing that could be loaded")
+
+
+@pytest.mark.parametrize("wrapper", [[], ["noise_observation"]])
+def test_what_float32_does_not_hold_costs_no_warning(walked: Any, wrapper: list[str], recwarn: Any) -> None:
+    data = config("far")
+    data["tasks"][0]["wrappers"] = wrapper
+    code, said, _ = walked(data)
+    assert code == 2 and said[0].startswith("crl: maze: an observation is not finite: visit 1 (maze), step"), said
+    assert not [str(w.message) for w in recwarn if "overflow" in str(w.message)]
 
 
 def test_an_episode_without_an_end_is_ended_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
