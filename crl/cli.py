@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             code = command(arguments)
+            _open_streams()  # a part may have closed them
             sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:
@@ -76,7 +77,13 @@ def _how_to_see(arguments: argparse.Namespace) -> str:
     return "; -v shows its traceback" if hasattr(arguments, "verbosity") else ""
 
 
+def _show(text: object) -> None:
+    _open_streams()
+    print(text)
+
+
 def _say(line: str, code: int) -> int:
+    _open_streams()
     with contextlib.suppress(OSError):  # nobody may be there to read it
         print(f"crl: {printable(' '.join(line.split()))}", file=sys.stderr)
     return code
@@ -84,6 +91,7 @@ def _say(line: str, code: int) -> int:
 
 def _let_go() -> None:
     """What nobody reads any more is dropped here: the interpreter would complain of it at its end."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -102,11 +110,15 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
+        there = [stream for stream in (getattr(sys, name), getattr(sys, f"__{name}__")) if not _closed(stream)]
+        stream = there[0] if there else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _closed(stream: Any) -> bool:
+    return stream is None or bool(getattr(stream, "closed", False))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,11 +144,11 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.seeds is None:
         done = run.train(source, **how, go_on=arguments.go_on, changes=changes)
         if arguments.verbosity >= 0:
-            print(done.path)
+            _show(done.path)
         return 0
     several = seeds.train_seeds(source, arguments.seeds, jobs=arguments.jobs, **how, changes=changes)
     if arguments.verbosity >= 0:
-        print(several.table())
+        _show(several.table())
     for seed, why in several.failed.items():
         print(f"crl: seed {seed} failed: {why}", file=sys.stderr)
     return 2 if several.failed else 0
@@ -145,21 +157,21 @@ def _train(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from crl import run
 
-    print(run.resume(arguments.run, verbosity=arguments.verbosity).path)
+    _show(run.resume(arguments.run, verbosity=arguments.verbosity).path)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
+    _show(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.evaluate(arguments.run, arguments.visit, arguments.episodes, arguments.greedy, arguments.render))
+    _show(plan.evaluate(arguments.run, arguments.visit, arguments.episodes, arguments.greedy, arguments.render))
     return 0
 
 
@@ -174,7 +186,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         )
     finally:
         terminal.close()
-    print(seen.json() if arguments.json else seen.table())
+    _show(seen.json() if arguments.json else seen.table())
     return 0
 
 
@@ -194,7 +206,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _data_status(arguments: argparse.Namespace) -> int:
-    print("\n".join(_fetching().status()))
+    _show("\n".join(_fetching().status()))
     return 0
 
 
@@ -217,14 +229,14 @@ def _fetching() -> Any:
 def _correlate(arguments: argparse.Namespace) -> int:
     from crl import correlate
 
-    print(correlate.correlate(arguments.runs, arguments.out, arguments.resamples, arguments.within).table())
+    _show(correlate.correlate(arguments.runs, arguments.out, arguments.resamples, arguments.within).table())
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print("\n".join(plan.listing(arguments.what)))
+    _show("\n".join(plan.listing(arguments.what)))
     return 0
 
 
@@ -240,7 +252,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         asked |= {"name": arguments.what, "study": study}
     else:
         bench = importlib.import_module(f"crl.bench.{arguments.what}")
-    print(bench.main(**asked, as_json=arguments.json))
+    _show(bench.main(**asked, as_json=arguments.json))
     return 0
 
 

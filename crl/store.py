@@ -63,6 +63,7 @@ class RunFolder:
     """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
+        self.typed, path = path, path.absolute()  # a part may change the working folder
         self.path = path
         self.records = path / "metrics.jsonl"
         self.tensorboard = path / "tb"
@@ -89,10 +90,10 @@ class RunFolder:
         """Refuse to begin where a run is, unless it may be dropped, and where anything else is."""
         if self.occupied and not overwrite:
             raise CrlError(
-                f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
+                f"{self.typed} holds a run already: `crl resume {self.typed}` goes on with it, --overwrite drops it"
             )
         if self.occupied and not (self.path / "manifest.json").is_file():
-            raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
+            raise CrlError(f"{self.typed} is not empty and not a run of crl: nothing there is overwritten")
 
     def drop(self) -> None:
         """Remove the run that is here, its manifest last, and never anything else."""
@@ -120,7 +121,7 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CrlError(f"{self.path}: another process is at work on this run") from None
+                raise CrlError(f"{self.typed}: another process is at work on this run") from None
             self.lock = lock, self.path / LOCK
             try:
                 self.refuse_moved()
@@ -171,7 +172,7 @@ class RunFolder:
         self.refuse_moved()  # it is read to be written again
         path = self.path / "manifest.json"
         if not path.exists():
-            raise CrlError(f"{self.path}: no run is here (there is no manifest.json)")
+            raise CrlError(f"{self.typed}: no run is here (there is no manifest.json)")
         try:
             data: dict[str, Any] = json.loads(content(path))
         except (ValueError, RecursionError) as error:  # of JSON, and of text that is none
@@ -186,7 +187,7 @@ class RunFolder:
         return data
 
     def _no_manifest(self, why: str) -> CrlError:
-        right = f'with {{"status": "interrupted"}} in it, `crl resume {self.path}` writes it anew'
+        right = f'with {{"status": "interrupted"}} in it, `crl resume {self.typed}` writes it anew'
         return CrlError(f"{self.path / 'manifest.json'}: damaged, or not the manifest of a run ({why}); {right}")
 
     def write_manifest(self, data: dict[str, Any]) -> None:
@@ -293,7 +294,7 @@ class RunFolder:
             return self.stopped
         found = self._boundaries()
         if not found:
-            raise CrlError(f"{self.path}: there is no checkpoint here to go on from")
+            raise CrlError(f"{self.typed}: there is no checkpoint here to go on from")
         return found[-1]
 
     def save(self, path: Path, state: State) -> None:
@@ -325,7 +326,7 @@ class RunFolder:
         for path in reversed(self._boundaries()):
             if path == damaged or _checkpoint(path, digest)[1]:
                 continue
-            how = f": without the damaged one, `crl resume {self.path}` goes on from there" if last else ""
+            how = f": without the damaged one, `crl resume {self.typed}` goes on from there" if last else ""
             return f"; the last good one is {path}{how}"
         return "; there is no other good one"
 
@@ -336,7 +337,7 @@ class RunFolder:
             state, wrong = _checkpoint(path, digest)
             if not wrong and zlib.crc32(data[: state["offset"][0]]) == state["offset"][1]:
                 without = "without the checkpoints after it"
-                return f"; it is whole up to {path}: {without}, `crl resume {self.path}` goes on from there"
+                return f"; it is whole up to {path}: {without}, `crl resume {self.typed}` goes on from there"
         return "; it is whole up to no checkpoint"
 
     def _boundaries(self) -> list[Path]:

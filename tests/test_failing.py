@@ -1,5 +1,6 @@
 """A part that fails costs one line, leaves its traceback in the run's folder, and never ends with exit code 0."""
 
+import io
 import math
 import os
 import pickle
@@ -80,6 +81,12 @@ def misbehave(how: str, found: list[Any]) -> Any:
         raise KeyboardInterrupt
     if how == "stop":
         raise StopIteration("at the end")
+    if how == "elsewhere":
+        os.chdir("/")
+    if how == "closed":
+        sys.stdout.close()
+    if how == "no streams":
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]
     if how in TEXTS:
         raise Speechless(how)
     broken: dict[str, Any] = {
@@ -165,7 +172,7 @@ def test_a_part_that_fails_costs_one_line(walked: Any, how: str, part: str) -> N
               "pipe": "BrokenPipeError", "interrupt": "KeyboardInterrupt"}  # fmt: skip
     assert code == 2 and len(said) == 1, said
     assert f"{part} failed: {errors[how]} (test_failing.py, line " in said[0] and "in misbehave)" in said[0]
-    assert "visit 1 (maze), step " in said[0] and f"crl resume {folder.path}" in said[0]
+    assert "visit 1 (maze), step " in said[0] and f"crl resume {folder.typed}" in said[0]
     assert folder.manifest()["status"] == "failed"
     log = (folder.path / "error.log").read_text()
     assert "Traceback (most recent call last)" in log and "in misbehave" in log
@@ -178,6 +185,18 @@ def test_any_text_of_an_error_is_said_safely(walked: Any, how: str) -> None:
     assert f"environment Faulty failed: {TEXTS.get(how, 'StopIteration: at the end')} (test_failing.py, line" in said[0]
     log = (folder.path / "error.log").read_text()
     assert "in misbehave" in log and "\x1b" not in log
+
+
+@pytest.mark.parametrize("how", ["elsewhere", "closed", "no streams"])
+def test_a_part_that_leaves_its_place_or_closes_streams_ends_no_run(
+    walked: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    home = Path.cwd()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # it is put back
+    code, said, folder = walked(config(how))
+    assert code == 0 and not said and Path.cwd() == home
+    assert folder.manifest()["status"] == "finished" and sys.stdout is not None
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(walked: Any, capsys: pytest.CaptureFixture[str]) -> None:
