@@ -36,6 +36,7 @@ from crl.sound import broken
 from crl.stopping import Stopped
 from crl.store import RunFolder
 from crl.terminal import Terminal
+from crl.threads import Listener
 
 EVALUATE = 2  # the name of a random stream, beside the visits' (1) and the monitors' (3)
 
@@ -49,6 +50,7 @@ class Walk:
         self.names = [task.name for task in plan.tasks]
         self.rows: list[list[float]] = []
         self.step = 0
+        self.threads = Listener(self._tell_of_thread)
         self.jsonl = sinks.Jsonl(folder.records, *mark)
         self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure, len(plan.order))
         self.terminal = Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
@@ -268,6 +270,10 @@ class Walk:
             self.terminal.note(text)
         self.told.add(what or text)
 
+    def _tell_of_thread(self, line: str, trace: str) -> None:
+        log = self.folder.add_error(f"{self.place}: {line}\n{trace}\n")
+        self.terminal.note(f"warning: {line}; the walk goes on; its traceback is in {log}")
+
     def _tell_endless(self, task: str) -> None:
         limit = f"{self.experiment.engine.max_episode_steps:,}"
         self._tell_once(f"{task}: an episode has no end within {limit} steps and is ended (engine.max_episode_steps)")
@@ -385,7 +391,7 @@ class Walk:
     def close(self) -> None:
         """Flush and close every sink."""
         with contextlib.ExitStack() as stack:  # each, also where another cannot be
-            for sink in (self.board, self.jsonl, self.terminal):
+            for sink in (self.threads, self.board, self.jsonl, self.terminal):
                 stack.callback(sink.close)
 
 

@@ -328,12 +328,14 @@ def _members(archive: Path, files: Sequence[File]) -> Iterator[Member]:
         begins = start.read(6)
     unpack = next((each for magic, each in UNPACK.items() if begins.startswith(magic)), open)
     most = MORE + 2 * sum(file.size + file.inner_size for file in files)
-    with unpack(archive, "rb") as packed, tarfile.open(fileobj=_Bounded(packed, most, archive), mode="r:") as tar:
-        for member in tar:
-            file = by_name.get(PurePosixPath(member.name).name)
-            stream = tar.extractfile(member) if file is not None and member.isfile() else None
-            if file is not None and stream is not None:
-                yield file, stream
+    with unpack(archive, "rb") as content:
+        bounded: Any = _Bounded(content, most, archive)
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            for member in tar:
+                file = by_name.get(PurePosixPath(member.name).name)
+                stream = tar.extractfile(member) if file is not None and member.isfile() else None
+                if file is not None and stream is not None:
+                    yield file, stream
 
 
 def _take(members: Iterable[Member], files: Sequence[File], folder: Path, where: str) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ def misbehave(how: str, found: list[Any]) -> Any:
         raise StopIteration("at the end")
     if how == "elsewhere":
         os.chdir("/")
+    if how == "thread":
+        thread = threading.Thread(target=lambda: 1 / 0, name="aside")
+        thread.start()
+        thread.join()
+        return tuple(found)
     if how == "closed":
         sys.stdout.close()
     if how == "no streams":
@@ -185,6 +191,21 @@ def test_any_text_of_an_error_is_said_safely(walked: Any, how: str) -> None:
     assert f"environment Faulty failed: {TEXTS.get(how, 'StopIteration: at the end')} (test_failing.py, line" in said[0]
     log = (folder.path / "error.log").read_text()
     assert "in misbehave" in log and "\x1b" not in log
+
+
+def test_a_thread_that_fails_costs_a_line_and_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, CALLS["n"] = threading.excepthook, 0
+    Path("c.yaml").write_text(yaml.safe_dump(config("thread", steps=320)))
+    assert main(["train", "--env-seq", "c.yaml"]) == 0
+    folder = RunFolder(next(Path("runs").glob("*/*/seed-0")))
+    told = capsys.readouterr().err
+    line = "warning: a thread (aside) failed: ZeroDivisionError: division by zero (test_failing.py, line "
+    assert line in told and "; the walk goes on; its traceback is in" in told and "Traceback" not in told
+    assert folder.manifest()["status"] == "finished" and threading.excepthook == before
+    assert "Traceback (most recent call last)" in (folder.path / "error.log").read_text()
 
 
 @pytest.mark.parametrize("how", ["elsewhere", "closed", "no streams"])
