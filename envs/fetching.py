@@ -30,8 +30,8 @@ from envs.sources import BUILT_IN, MB, SOURCES, File, Source, cache, unknown
 BLOCK = 2**18  # bytes read at once
 GZIP = b"\x1f\x8b"  # what gzip's files begin with
 UNPACK: dict[bytes, Callable[..., Any]] = {GZIP: gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
-DAMAGED += (ValueError, OverflowError, RecursionError)  # what headers of any bytes may lead to
+HEADERS = (ValueError, OverflowError, RecursionError)  # what headers of any bytes may lead to
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *HEADERS)
 HEADER = 2**20  # bytes that an archive's header may have
 MORE = 64 * MB  # that an archive may hold beside twice its dataset
 
