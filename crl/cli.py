@@ -77,9 +77,15 @@ def _how_to_see(arguments: argparse.Namespace) -> str:
     return "; -v shows its traceback" if hasattr(arguments, "verbosity") else ""
 
 
-def _show(text: object) -> None:
+def _show(text: object, done: str = "") -> None:
+    """The last thing that a command does: where it cannot be read, all else is done."""
     _open_streams()
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CrlError(f"stdout: cannot be written: {error.strerror}{f'; {done}' if done else ''}") from None
 
 
 def _say(line: str, code: int) -> int:
@@ -113,7 +119,7 @@ def _open_streams() -> None:
         there = [stream for stream in (getattr(sys, name), getattr(sys, f"__{name}__")) if not _closed(stream)]
         stream = there[0] if there else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         setattr(sys, name, stream)
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "replace":  # it would be flushed
             stream.reconfigure(errors="replace")
 
 
@@ -144,7 +150,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.seeds is None:
         done = run.train(source, **how, go_on=arguments.go_on, changes=changes)
         if arguments.verbosity >= 0:
-            _show(done.path)
+            _show(done.path, f"the run is finished: {done.path}")
         return 0
     several = seeds.train_seeds(source, arguments.seeds, jobs=arguments.jobs, **how, changes=changes)
     if arguments.verbosity >= 0:
@@ -157,7 +163,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from crl import run
 
-    _show(run.resume(arguments.run, verbosity=arguments.verbosity).path)
+    path = run.resume(arguments.run, verbosity=arguments.verbosity).path
+    _show(path, f"the run is finished: {path}")
     return 0
 
 

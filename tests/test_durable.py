@@ -383,6 +383,14 @@ def test_plain_fields_of_another_kind_cost_one_line(stopped: Path, field: str) -
             RunFolder(stopped).update_manifest(status="running")
 
 
+def test_a_config_that_was_changed_is_named(stopped: Path) -> None:
+    file = stopped / "config.yaml"
+    file.write_text(file.read_text() + "colour: red\n")
+    for call in (lambda: crl.resume(stopped), lambda: probe(stopped, 1, "end"), lambda: Run(stopped).at()):
+        line = said(call)
+        assert line.startswith(f"{file}: ") and "colour" in line and line.count(str(file)) == 1
+
+
 def test_what_is_called_good_could_be_gone_on_with(stopped: Path) -> None:
     """Not one whose sums are right, but which lacks a field, or is another run's."""
     folder = RunFolder(stopped)

@@ -324,6 +324,18 @@ def test_a_run_ends_well_though_nobody_listens(tmp_path: Path, end: str, code: i
     assert RunFolder(next(tmp_path.glob("runs/*/*/seed-0"))).manifest()["status"] == "finished"
 
 
+def test_a_full_stdout_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(yaml.safe_dump(config(steps=32)))
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        code = main(["train", "--env-seq", "c.yaml"])
+    line = "crl: stdout: cannot be written: No space left on device; the run is finished: runs/faulty/ppo/seed-0"
+    assert code == 2 and capsys.readouterr().err.splitlines()[-1] == line
+
+
 # Ctrl-C.
 
 
