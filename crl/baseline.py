@@ -29,6 +29,7 @@ def add_baseline(
     jsonl = sinks.Jsonl(folder.records, folder.records.stat().st_size)
     for column, task in enumerate(plan.tasks):
         alone = RunFolder(folder.path / "baseline" / f"task-{column}")
+        folder.refuse_moved()
         first = plan.order.index(column)
         if not (alone.occupied and alone.manifest()["status"] == "finished"):
             alike = {**experiment.plain(), "baseline": "none", "repeat": 1, "monitors": [], "methods": methods}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from crl.core import INSTALLED_ONLY, CrlError
+from crl.core import INSTALLED_ONLY, CrlError, printable
 from crl.failing import Failed, culprit, failed
 from crl.stopping import interruptible
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             code = command(arguments)
+            _open_streams()  # a part may have closed them
             sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:
@@ -67,23 +68,36 @@ def _failed(error: BaseException, arguments: argparse.Namespace) -> int:
     if isinstance(error, CrlError) and not isinstance(error, Failed):
         return _say(str(error), 2)
     told, loud = failed(error), getattr(arguments, "verbosity", 0) > 0
-    if loud:
+    if loud and told.trace:
         print(told.trace, file=sys.stderr)
-    return _say(f"{told}{'' if loud or 'error.log' in str(told) else _how_to_see(arguments)}", 2)
+    return _say(f"{told}{'' if loud or not told.trace or 'error.log' in str(told) else _how_to_see(arguments)}", 2)
 
 
 def _how_to_see(arguments: argparse.Namespace) -> str:
     return "; -v shows its traceback" if hasattr(arguments, "verbosity") else ""
 
 
+def _show(text: object, done: str = "") -> None:
+    """The last thing that a command does: where it cannot be read, all else is done."""
+    _open_streams()
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CrlError(f"stdout: cannot be written: {error.strerror}{f'; {done}' if done else ''}") from None
+
+
 def _say(line: str, code: int) -> int:
+    _open_streams()
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        print(f"crl: {' '.join(line.split())}", file=sys.stderr)
+        print(f"crl: {printable(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 
 def _let_go() -> None:
     """What nobody reads any more is dropped here: the interpreter would complain of it at its end."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -102,11 +116,15 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
+        there = [stream for stream in (getattr(sys, name), getattr(sys, f"__{name}__")) if not _closed(stream)]
+        stream = there[0] if there else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "replace":  # it would be flushed
             stream.reconfigure(errors="replace")
+
+
+def _closed(stream: Any) -> bool:
+    return stream is None or bool(getattr(stream, "closed", False))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,11 +150,11 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.seeds is None:
         done = run.train(source, **how, go_on=arguments.go_on, changes=changes)
         if arguments.verbosity >= 0:
-            print(done.path)
+            _show(done.path, f"the run is finished: {done.path}")
         return 0
     several = seeds.train_seeds(source, arguments.seeds, jobs=arguments.jobs, **how, changes=changes)
     if arguments.verbosity >= 0:
-        print(several.table())
+        _show(several.table())
     for seed, why in several.failed.items():
         print(f"crl: seed {seed} failed: {why}", file=sys.stderr)
     return 2 if several.failed else 0
@@ -145,21 +163,22 @@ def _train(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from crl import run
 
-    print(run.resume(arguments.run, verbosity=arguments.verbosity).path)
+    path = run.resume(arguments.run, verbosity=arguments.verbosity).path
+    _show(path, f"the run is finished: {path}")
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
+    _show(plan.describe(arguments.config, tuple(_changes(arguments)), arguments.deep))
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print(plan.evaluate(arguments.run, arguments.visit, arguments.episodes, arguments.greedy, arguments.render))
+    _show(plan.evaluate(arguments.run, arguments.visit, arguments.episodes, arguments.greedy, arguments.render))
     return 0
 
 
@@ -174,7 +193,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         )
     finally:
         terminal.close()
-    print(seen.json() if arguments.json else seen.table())
+    _show(seen.json() if arguments.json else seen.table())
     return 0
 
 
@@ -194,7 +213,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _data_status(arguments: argparse.Namespace) -> int:
-    print("\n".join(_fetching().status()))
+    _show("\n".join(_fetching().status()))
     return 0
 
 
@@ -217,14 +236,14 @@ def _fetching() -> Any:
 def _correlate(arguments: argparse.Namespace) -> int:
     from crl import correlate
 
-    print(correlate.correlate(arguments.runs, arguments.out, arguments.resamples, arguments.within).table())
+    _show(correlate.correlate(arguments.runs, arguments.out, arguments.resamples, arguments.within).table())
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from crl import plan
 
-    print("\n".join(plan.listing(arguments.what)))
+    _show("\n".join(plan.listing(arguments.what)))
     return 0
 
 
@@ -240,7 +259,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         asked |= {"name": arguments.what, "study": study}
     else:
         bench = importlib.import_module(f"crl.bench.{arguments.what}")
-    print(bench.main(**asked, as_json=arguments.json))
+    _show(bench.main(**asked, as_json=arguments.json))
     return 0
 
 

@@ -38,8 +38,23 @@ def brief(error: BaseException) -> str:
     >>> brief(AssertionError()), brief(KeyError("size")), brief(ValueError("too long\\nby far"))
     ('AssertionError', "KeyError: 'size'", 'ValueError: too long')
     """
-    first = next(iter(str(error).strip().splitlines()), "")
+    try:
+        text = str(error)
+    except Exception:  # anybody's __str__
+        text = "(its text cannot be shown)"
+    first = printable(next(iter(text.strip().splitlines()), ""))
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""A text as any terminal and file can take it: what steers a terminal, or is no character, is written out.
+
+    >>> printable("\x1b[31mred \udce9")
+    '\\x1b[31mred \\udce9'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class NotTheSame(CrlError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 
-from crl.core import CrlError, brief
+from crl.core import CrlError, brief, printable
 
 ROLES = {  # the functions that a part of each kind has
     "agent": ("act", "observe", "update"),
@@ -35,11 +35,21 @@ def failed(error: BaseException) -> Failed:
     if isinstance(error, Failed):
         return error
     if isinstance(error, CrlError):
-        return Failed(str(error), "")
-    trace = "".join(traceback.format_exception(error))
-    who = culprit(error) or "crl itself"
-    said = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else brief(error)
-    return Failed(f"{who} failed: {said}{_where(error)}", trace)
+        return Failed(printable(str(error)), "")
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
+        error = error.__cause__  # it came through a generator of ours
+    return Failed(f"{culprit(error) or 'crl itself'} failed: {said(error)}", traced(error))
+
+
+def said(error: BaseException) -> str:
+    """An error of any part in a few words, with the line that it came from."""
+    text = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else brief(error)
+    return printable(f"{text}{_where(error)}")
+
+
+def traced(error: BaseException) -> str:
+    """An error's traceback."""
+    return printable("".join(traceback.format_exception(error)))
 
 
 def culprit(error: BaseException) -> str:

@@ -25,7 +25,11 @@ class Run:
     @cached_property
     def experiment(self) -> config.Experiment:
         """What was asked for."""
-        return config.read(self.path / "config.yaml")
+        path = self.path / "config.yaml"
+        try:
+            return config.read(path)
+        except CrlError as error:
+            raise error if str(path) in str(error) else CrlError(f"{path}: {error}") from None
 
     @cached_property
     def records(self) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def begin(
             folder.create(experiment.plain(), _manifest(plan), overwrite=overwrite)
             _walk(Walk(plan, folder, verbosity))
             add_baseline(experiment, folder, plan, _alone)
-    return Run(folder.path)
+    return Run(folder.typed)
 
 
 def begin_or_go_on(experiment: config.Experiment, out: str | Path = "runs", *, verbosity: int = -1) -> Run:
@@ -61,7 +62,7 @@ def begin_or_go_on(experiment: config.Experiment, out: str | Path = "runs", *, v
         return begin(experiment, out, verbosity=verbosity)
     refuse_another(folder, experiment)
     if folder.manifest()["status"] == "finished":
-        return Run(folder.path)
+        return Run(folder.typed)
     return resume(folder.path, verbosity=verbosity)
 
 
@@ -72,9 +73,9 @@ def resume(path: str | Path, *, verbosity: int = -1) -> Run:
     folder = RunFolder(path if path.name not in ("", "..") else path.resolve())  # `crl resume .` in a run's folder
     with _truly_said(folder), folder.taken():
         if folder.manifest()["status"] == "finished":
-            raise CrlError(f"{folder.path}: this run is finished; there is nothing to resume")
+            raise CrlError(f"{folder.typed}: this run is finished; there is nothing to resume")
         _go_on(folder, Run(folder.path), verbosity)
-    return Run(folder.path)
+    return Run(folder.typed)
 
 
 def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
@@ -119,8 +120,8 @@ def _go_on(folder: RunFolder, run: Run, verbosity: int) -> None:
 def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> None:
     """Walk to the end, and leave a manifest that says how it ended. A baseline is `of` a run, which is what goes on."""
     folder, began, hears = walk.folder, time.time(), False
-    on = f"go on with: crl resume {of or folder.path}"
-    status, before = "failed", folder.manifest().get("seconds", 0.0)
+    on = f"go on with: crl resume {of or folder.typed}"
+    status, before, home = "failed", folder.manifest().get("seconds", 0.0), os.getcwd()
     try:
         folder.update_manifest(status="running", log=[])
         with listening(walk) as hears:
@@ -140,6 +141,8 @@ def _walk(walk: Walk, visit: int = 0, done: int = 0, of: Path | None = None) -> 
             raise
         raise _told(failed(error), walk, on) from error
     finally:
+        with contextlib.suppress(OSError):
+            os.chdir(home)  # a part may have left it
         _close(walk, status, round(before + time.time() - began, 3), on)
     if walk.asked_to_stop and (of or status == "walked"):  # in its last stretch, and more would follow
         raise CrlError(f"stopped by {walk.asked_to_stop} before all baselines; {on}")
@@ -155,13 +158,12 @@ def _own_way(error: BaseException, hears: bool) -> bool:
 
 def _told(error: Failed, walk: Walk, on: str) -> Failed:
     """The line of a failure with all that helps; its traceback goes to the run's `error.log`."""
-    log = walk.folder.path / "error.log"
+    place = "; ".join(filter(None, (walk.broken, walk.place)))
     if not error.trace:
-        return Failed(f"{error}; {walk.place}; {on}", "")
+        return Failed(f"{error}; {place}; {on}", "")
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(f"{now}, {walk.place}: {error}\n{error.trace}\n")
-    return Failed(f"{error}; {walk.place}; its traceback is in {log}; {on}", error.trace)
+    log = walk.folder.add_error(f"{now}, {walk.place}: {error}\n{error.trace}\n")
+    return Failed(f"{error}; {place}; its traceback is in {log}; {on}", error.trace)
 
 
 @contextlib.contextmanager
@@ -173,7 +175,7 @@ def _truly_said(folder: RunFolder) -> Iterator[None]:
         if not (folder.path / "manifest.json").is_file():
             raise type(error)("no run was begun") from None
         where = "the last checkpoint stands" if folder.has_checkpoint else "there is no checkpoint yet"
-        raise type(error)(f"{where}; go on with: crl resume {folder.path}") from None
+        raise type(error)(f"{where}; go on with: crl resume {folder.typed}") from None
 
 
 def _close(walk: Walk, status: str, seconds: float, on: str) -> None:
@@ -228,7 +230,7 @@ def refuse_another(folder: RunFolder, experiment: config.Experiment) -> None:
     there = Run(folder.path).experiment
     if there != experiment:
         raise CrlError(
-            f"{folder.path} is of another config: {_difference(there.plain(), experiment.plain())}; "
+            f"{folder.typed} is of another config: {_difference(there.plain(), experiment.plain())}; "
             "--overwrite begins all anew, with another `name` both are kept"
         )
 

@@ -5,13 +5,11 @@ The file is what a resume cuts back and what analysis reads. The view can be thr
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import math
 import os
 import re
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -155,7 +153,6 @@ class TensorBoard:
     def __init__(self, folder: Path, tasks: Sequence[str], measure: str = "return", visits: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        _hush()
         self._folder, self._measure = folder, measure
         self._visits, self._every = visits, max(math.ceil(visits / LARGE), 1)
         self._spectra: dict[str, list[tuple[int, str, Spectrum]]] = {}
@@ -254,19 +251,6 @@ class TensorBoard:
         """Flush and close."""
         with writing(self._folder):
             self._writer.close()
-
-
-@functools.cache
-def _hush() -> None:
-    """Keep TensorBoard's thread from printing a traceback where the disk is full: its next call says so."""
-    before = threading.excepthook
-
-    def hook(what: threading.ExceptHookArgs) -> None:
-        theirs = type(what.thread).__module__.startswith("tensorboard.")
-        if not (theirs and issubclass(what.exc_type, OSError)):
-            before(what)
-
-    threading.excepthook = hook
 
 
 def looked(record: Record) -> bool:

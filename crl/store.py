@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -55,14 +55,20 @@ MANIFEST: dict[str, Any] = {  # what its entries are, where they are there
 MOST = 2**28  # bytes that a spectrum may unpack to
 
 
+class Moved(CrlError):
+    """The folder that a process works on lies elsewhere now: what it wrote by name could come into another run."""
+
+
 class RunFolder:
     """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
+        self.typed, path = path, path.absolute()  # a part may change the working folder
         self.path = path
         self.records = path / "metrics.jsonl"
         self.tensorboard = path / "tb"
         self.checkpoints = path / "checkpoints"
+        self.lock: tuple[IO[str], Path] | None = None  # while this process works on it: the open file, and its name
 
     @property
     def occupied(self) -> bool:
@@ -84,10 +90,10 @@ class RunFolder:
         """Refuse to begin where a run is, unless it may be dropped, and where anything else is."""
         if self.occupied and not overwrite:
             raise CrlError(
-                f"{self.path} holds a run already: `crl resume {self.path}` goes on with it, --overwrite drops it"
+                f"{self.typed} holds a run already: `crl resume {self.typed}` goes on with it, --overwrite drops it"
             )
         if self.occupied and not (self.path / "manifest.json").is_file():
-            raise CrlError(f"{self.path} is not empty and not a run of crl: nothing there is overwritten")
+            raise CrlError(f"{self.typed} is not empty and not a run of crl: nothing there is overwritten")
 
     def drop(self) -> None:
         """Remove the run that is here, its manifest last, and never anything else."""
@@ -115,9 +121,42 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CrlError(f"{self.path}: another process is at work on this run") from None
-            self._sweep()
-            yield
+                raise CrlError(f"{self.typed}: another process is at work on this run") from None
+            self.lock = lock, self.path / LOCK
+            try:
+                self.refuse_moved()
+                self._sweep()
+                yield
+            finally:
+                self.lock = None
+
+    def refuse_moved(self) -> None:
+        """Before anything is written by name: is this folder the one that was locked?
+
+        Where it was moved, another run may have begun at its place, which has a lock of its own.
+        """
+        if self.lock is None:
+            return
+        file, name = self.lock
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(name))
+        except OSError:  # nothing is there any more
+            same = False
+        if not same:
+            raise Moved(f"{name.parent}: this run was moved or removed while it was at work; nothing more is written")
+
+    def _write(self, path: Path, data: bytes | memoryview) -> None:
+        self.refuse_moved()
+        write_whole(path, data)
+
+    def add_error(self, text: str) -> Path:
+        """Add to what is kept of the errors; where, in any case, and written if it can be."""
+        path = self.path / "error.log"
+        with contextlib.suppress(OSError, Moved):
+            self.refuse_moved()
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        return path
 
     def _sweep(self) -> None:
         """Remove what a process that was killed has half written: with the lock held, no other process writes here."""
@@ -130,9 +169,10 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """What the run says of itself."""
+        self.refuse_moved()  # it is read to be written again
         path = self.path / "manifest.json"
         if not path.exists():
-            raise CrlError(f"{self.path}: no run is here (there is no manifest.json)")
+            raise CrlError(f"{self.typed}: no run is here (there is no manifest.json)")
         try:
             data: dict[str, Any] = json.loads(content(path))
         except (ValueError, RecursionError) as error:  # of JSON, and of text that is none
@@ -147,12 +187,12 @@ class RunFolder:
         return data
 
     def _no_manifest(self, why: str) -> CrlError:
-        right = f'with {{"status": "interrupted"}} in it, `crl resume {self.path}` writes it anew'
+        right = f'with {{"status": "interrupted"}} in it, `crl resume {self.typed}` writes it anew'
         return CrlError(f"{self.path / 'manifest.json'}: damaged, or not the manifest of a run ({why}); {right}")
 
     def write_manifest(self, data: dict[str, Any]) -> None:
         """Replace the manifest."""
-        write_whole(self.path / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
+        self._write(self.path / "manifest.json", (json.dumps(data, indent=2) + "\n").encode())
 
     def update_manifest(self, **changes: Any) -> None:
         """Replace some of the manifest's entries."""
@@ -163,7 +203,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         text = json.dumps({**self.manifest(), "status": "failed"}).encode()
         try:
-            write_whole(path, text)
+            self._write(path, text)
         except Unwritten:
             with path.open("r+b") as file:
                 file.write(text.ljust(path.stat().st_size))
@@ -179,7 +219,7 @@ class RunFolder:
         if (self.path / "manifest.json").exists():
             there = {zlib.crc32(path.read_bytes())} & set(self._sums()) if path.exists() else set()
             self.update_manifest(sums={"matrix.csv": sorted(there | {zlib.crc32(data)})})
-        write_whole(path, data)
+        self._write(path, data)
 
     def read_matrix(self) -> tuple[list[str], list[list[float]]]:
         """(tasks, rows) as written."""
@@ -218,7 +258,7 @@ class RunFolder:
         """Write the Ritz values, weights and settings of a spectrum."""
         path = self.spectrum(visit, phase, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, replace(spectrum, settings={**spectrum.settings, "name": name}).packed())
+        self._write(path, replace(spectrum, settings={**spectrum.settings, "name": name}).packed())
 
     def read_spectra(self) -> list[tuple[int, str, Spectrum]]:
         """(visit, phase, spectrum) of every file, in the order of the walk; a spectrum's settings hold its name."""
@@ -254,17 +294,18 @@ class RunFolder:
             return self.stopped
         found = self._boundaries()
         if not found:
-            raise CrlError(f"{self.path}: there is no checkpoint here to go on from")
+            raise CrlError(f"{self.typed}: there is no checkpoint here to go on from")
         return found[-1]
 
     def save(self, path: Path, state: State) -> None:
         """Write a checkpoint; after a boundary's, an interrupted visit's is of no use any more."""
-        write_whole(path, packed(state))
+        self._write(path, packed(state))
         if path != self.stopped:
             self.stopped.unlink(missing_ok=True)
 
     def keep(self, latest: int) -> None:
         """Drop the checkpoints of all boundaries but the latest few; 0 keeps all."""
+        self.refuse_moved()
         found = self._boundaries()
         for path in found[:-latest] if latest else ():
             path.unlink()
@@ -285,7 +326,7 @@ class RunFolder:
         for path in reversed(self._boundaries()):
             if path == damaged or _checkpoint(path, digest)[1]:
                 continue
-            how = f": without the damaged one, `crl resume {self.path}` goes on from there" if last else ""
+            how = f": without the damaged one, `crl resume {self.typed}` goes on from there" if last else ""
             return f"; the last good one is {path}{how}"
         return "; there is no other good one"
 
@@ -296,7 +337,7 @@ class RunFolder:
             state, wrong = _checkpoint(path, digest)
             if not wrong and zlib.crc32(data[: state["offset"][0]]) == state["offset"][1]:
                 without = "without the checkpoints after it"
-                return f"; it is whole up to {path}: {without}, `crl resume {self.path}` goes on from there"
+                return f"; it is whole up to {path}: {without}, `crl resume {self.typed}` goes on from there"
         return "; it is whole up to no checkpoint"
 
     def _boundaries(self) -> list[Path]:

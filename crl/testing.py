@@ -181,6 +181,8 @@ class _Trial:
         did = dict(self.method.numbers()) if hasattr(self.method, "numbers") else {}
         did.pop("seconds", None)
         method = self.method.state_dict() if self.method is not None else {}
+        for part in (self.agent.state_dict(), method):
+            assert isinstance(part, dict), f"state_dict() returns {_shown(part)}: it must be a dictionary."
         parts = {"agent": self.agent.state_dict(), "method": method, "task": self.task.state_dict(), "did": did}
         return _frozen({**parts, "random": random_state()})
 
@@ -222,13 +224,15 @@ def _watched(cls: Any) -> Any:
     """The same class, that tells at once of a wrong answer."""
 
     def act(self: Any, obs: Array, carry: Any, greedy: bool) -> Any:
+        seen = copy.deepcopy(obs)
         answer = cls.act(self, obs, carry, greedy)
+        assert not _difference(obs, seen), "act() changes the observations that it is shown: work on a copy of them."
         assert isinstance(answer, tuple) and len(answer) == 3, "act() must return (actions, carry, note)."
         actions, following, _ = answer
         space = self._interface.action
         right = isinstance(actions, np.ndarray) and actions.shape == (len(obs), *space.shape)
         assert right and all(space.contains(action) for action in actions), (
-            f"act(greedy={greedy}) returns {actions!r} for {len(obs)} observations: "
+            f"act(greedy={greedy}) returns {_shown(actions)} for {len(obs)} observations: "
             f"it must be an array of one action of {space} for each."
         )
         for part in following if isinstance(following, tuple) else (following,):
@@ -240,8 +244,9 @@ def _watched(cls: Any) -> Any:
         numbers = cls.update(self)
         assert isinstance(numbers, Mapping), f"update() must return a mapping, not a {type(numbers).__name__}."
         for name, value in numbers.items():
-            finite = isinstance(name, str) and np.isscalar(value) and not isinstance(value, str) and np.isfinite(value)
-            assert finite, f"update() returns {value!r} for {name!r}: it must be a finite number under a name."
+            real = isinstance(name, str) and np.isscalar(value) and np.asarray(value).dtype.kind in "biuf"
+            right = real and bool(np.isfinite(value))
+            assert right, f"update() returns {_shown(value)} for {name!r}: it must be a finite number under a name."
         return numbers
 
     def build(self: Any, interface: Interface, seed: int, device: str, **options: Any) -> None:
@@ -372,6 +377,8 @@ def _arrays(experience: Experience) -> dict[str, Array]:
 
 def _frozen(state: Any) -> State:
     """A copy, by way of the file that it must fit into."""
+    assert isinstance(state, dict), f"state_dict() returns {_shown(state)}: it must be a dictionary."
+    assert not _holds_itself(state), "state_dict() returns something that holds itself: it must hold plain values."
     file = io.BytesIO()
     try:
         torch.save(state, file)
@@ -381,6 +388,17 @@ def _frozen(state: Any) -> State:
         reason = str(error).strip().splitlines()[-1][:200]
         message = f"state_dict() must hold tensors and plain values only, for a checkpoint to hold it ({reason})."
         raise AssertionError(message) from error
+
+
+def _holds_itself(state: Any, above: tuple[int, ...] = ()) -> bool:
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return id(state) in above or any(_holds_itself(part, (*above, id(state))) for part in parts)
+
+
+def _shown(value: Any) -> str:
+    """Anything in a part of one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _same(found: Any, wanted: Any, what: str, remedy: str) -> None:

@@ -36,6 +36,7 @@ from crl.sound import broken
 from crl.stopping import Stopped
 from crl.store import RunFolder
 from crl.terminal import Terminal
+from crl.threads import Listener
 
 EVALUATE = 2  # the name of a random stream, beside the visits' (1) and the monitors' (3)
 
@@ -49,6 +50,7 @@ class Walk:
         self.names = [task.name for task in plan.tasks]
         self.rows: list[list[float]] = []
         self.step = 0
+        self.threads = Listener(self._tell_of_thread)
         self.jsonl = sinks.Jsonl(folder.records, *mark)
         self.board = sinks.TensorBoard(folder.tensorboard, self.names, plan.measure, len(plan.order))
         self.terminal = Terminal(len(plan.order), sum(plan.steps), verbosity=verbosity, measure=plan.measure)
@@ -77,7 +79,7 @@ class Walk:
                 self._enter(visit)
             self.terminal.start(visit.index, visit.task.name, visit.steps, visit.start, visit.done)
             self._train(visit)
-            self._refuse_broken(self.agent.state_dict())
+            self._refuse_broken(self._state("agent", self.agent))
             self._spend(tell_methods(self.plan, "leave", visit))
             self._look(visit, "end")
             self._boundary_row(visit.index, visit)
@@ -128,13 +130,19 @@ class Walk:
                 raise Stopped
 
     def _ticks(self, visit: Visit) -> Iterator[Tick]:
-        """The task's own, and beside its mistakes the checkpoint from before them."""
-        try:
+        """The task's own."""
+        with self._placed():
             yield from visit.task.train(self.agent, visit)
+
+    @contextlib.contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Beside a task's mistakes, where they came, and the checkpoint from before them."""
+        try:
+            yield
         except Failed:
             raise
         except CrlError as error:
-            raise CrlError(f"{error}; {self._last_good}") from error
+            raise CrlError(f"{error}: {self.place}; {self._last_good}") from error
 
     def _detect(self, visit: Visit, score: float | None) -> None:
         """Where the learner finds boundaries by itself: if this is one, it is told so."""
@@ -192,7 +200,8 @@ class Walk:
                 row.append(math.nan)
                 continue
             seed = derive(self.experiment.seed, EVALUATE, column)  # the same episodes in every row
-            score = task.evaluate(self.agent, seed, evaluation.episodes, evaluation.greedy)
+            with self._placed():
+                score = task.evaluate(self.agent, seed, evaluation.episodes, evaluation.greedy)
             numbers = {f"eval/{self.plan.measure}": score.mean}
             if score.lengths:
                 numbers["eval/length"] = float(np.mean(score.lengths))
@@ -261,6 +270,10 @@ class Walk:
             self.terminal.note(text)
         self.told.add(what or text)
 
+    def _tell_of_thread(self, line: str, trace: str) -> None:
+        log = self.folder.add_error(f"{self.place}: {line}\n{trace}\n")
+        self.terminal.note(f"warning: {line}; the walk goes on; its traceback is in {log}")
+
     def _tell_endless(self, task: str) -> None:
         limit = f"{self.experiment.engine.max_episode_steps:,}"
         self._tell_once(f"{task}: an episode has no end within {limit} steps and is ended (engine.max_episode_steps)")
@@ -294,12 +307,20 @@ class Walk:
             raise CrlError(f"{weight} is not finite any more: step {self.step}; {self._last_good}")
 
     @property
+    def broken(self) -> str:
+        """Where a weight is not finite, which one, and what to go on from: what a part then says is of no help."""
+        with contextlib.suppress(Exception):  # an agent of anybody's
+            weight = broken(self.agent, {})
+            return f"{weight} is not finite any more, and {self._last_good}" if weight else ""
+        return ""
+
+    @property
     def _last_good(self) -> str:
         there = any(self.folder.checkpoints.glob("*.pt"))
         return f"the last good checkpoint is {self.folder.latest()}" if there else "there is no checkpoint yet"
 
     def _checkpoint(self, visit: int, done: int = 0) -> None:
-        agent = self.agent.state_dict()
+        agent = self._state("agent", self.agent)
         self._refuse_broken(agent)
         state: State = {
             "digest": self.experiment.digest,
@@ -310,9 +331,9 @@ class Walk:
             "matrix": self.rows,
             "agent": agent,
             "tasks": {task.name: task.state_dict() for task in self.plan.tasks},
-            "methods": {name: method.state_dict() for name, method in self.plan.methods.items()},
+            "methods": {name: self._state("method", method) for name, method in self.plan.methods.items()},
             "monitors": {
-                name: monitor.state_dict()
+                name: self._state("monitor", monitor)
                 for name, monitor in self.plan.monitors.items()
                 if hasattr(monitor, "state_dict")
             },
@@ -326,6 +347,14 @@ class Walk:
             self.folder.load(path, self.experiment.digest)
             self.read_back = True
         self.folder.keep(self.experiment.checkpoint.keep)
+
+    def _state(self, role: str, part: Any) -> State:
+        """What a checkpoint holds of a part."""
+        state: State = part.state_dict()
+        if not isinstance(state, dict):
+            what = "None" if state is None else f"a {type(state).__name__}"
+            raise Failed(f"{role} {type(part).__name__}: state_dict() returns {what}: it must be a dictionary", "")
+        return state
 
     def restore(self, state: State) -> None:
         """Become what the walk was when this checkpoint was taken."""
@@ -362,7 +391,7 @@ class Walk:
     def close(self) -> None:
         """Flush and close every sink."""
         with contextlib.ExitStack() as stack:  # each, also where another cannot be
-            for sink in (self.board, self.jsonl, self.terminal):
+            for sink in (self.threads, self.board, self.jsonl, self.terminal):
                 stack.callback(sink.close)
 
 

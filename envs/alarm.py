@@ -18,8 +18,9 @@ PARTS = 10  # the time is counted in so many parts; of a suspension one is count
 class Alarm:
     """A context that ends what takes longer than `seconds` (0: never) with one line. Works in the main thread only."""
 
-    def __init__(self, seconds: float, name: str) -> None:
-        self.seconds, self.name, self.left = seconds, name, 0
+    def __init__(self, seconds: float, late: str, perhaps: str = "it hangs") -> None:
+        self.seconds, self.left = seconds, 0
+        self.late, self.perhaps = late, perhaps  # what is said before the time, and after it
         self.before: Any = None
 
     def __enter__(self) -> None:
@@ -43,5 +44,5 @@ class Alarm:
         self.left -= 1
         if self.left <= 0:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            what = f"{self.name}: one call has taken longer than engine.timeout, {self.seconds:g} seconds"
-            raise Failed(f"{what}; it hangs, or the timeout is too short", "")
+            late = f"{self.late} engine.timeout, {self.seconds:g} seconds"
+            raise Failed(f"{late}; {self.perhaps}, or the timeout is too short", "")

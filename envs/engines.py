@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from crl.core import Array, NotTheSame, State, brief, derive
-from envs.answers import begun, misread, stepped
+from envs.answers import begun, misread, number, stepped
 from envs.physics import put
 from envs.wrappers import EARNED
 
@@ -120,7 +120,8 @@ class Sync:
         except (TypeError, ValueError) as error:
             raise misread(env, error, "step") from error
         obs, reward, terminated, truncated = stepped(env, found, self.shape)
-        return obs, reward, terminated, truncated, found[4].get(EARNED, reward)
+        earned = found[4].get(EARNED, reward)
+        return obs, reward, terminated, truncated, earned if earned is reward else number(env, earned)
 
     def reset(self) -> Array:
         """Begin an episode in every copy."""
@@ -138,9 +139,12 @@ class Sync:
         terminated = np.zeros(count, dtype=bool)
         truncated = np.zeros(count, dtype=bool)
         for copy, episode in enumerate(self.episodes):
-            following[copy], reward[copy], terminated[copy], truncated[copy], earned[copy] = self._step(
-                copy, actions[copy]
-            )
+            seen, reward[copy], terminated[copy], truncated[copy], earned[copy] = self._step(copy, actions[copy])
+            if seen.dtype == following.dtype:
+                following[copy] = seen
+            else:
+                with np.errstate(over="ignore"):  # what float32 does not hold is infinite then, and refused as such
+                    following[copy] = seen
             episode.digest = zlib.crc32(following[copy], episode.digest)
             if self.limit and len(episode.log or ()) >= self.limit:
                 truncated[copy] |= not terminated[copy]
@@ -177,8 +181,8 @@ class Sync:
     def load_state_dict(self, state: State) -> None:
         """Seed each unfinished episode again and replay what was done to it."""
         seen = state["obs"].numpy().copy()
-        for copy, (number, log) in enumerate(zip(state["episodes"], state["logs"], strict=True)):
-            self.episodes[copy].number = number
+        for copy, (episode, log) in enumerate(zip(state["episodes"], state["logs"], strict=True)):
+            self.episodes[copy].number = episode
             self.settings = dict(state["began_with"][copy])
             for name, value in self.settings.items():
                 put(self.envs[copy], name, value)

@@ -5,11 +5,13 @@ Nothing is downloaded but by `fetch`, and a file has its own name in the cache o
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import sys
@@ -27,6 +29,11 @@ from envs.sources import BUILT_IN, MB, SOURCES, File, Source, cache, unknown
 
 BLOCK = 2**18  # bytes read at once
 GZIP = b"\x1f\x8b"  # what gzip's files begin with
+UNPACK: dict[bytes, Callable[..., Any]] = {GZIP: gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+HEADERS = (ValueError, OverflowError, RecursionError)  # what headers of any bytes may lead to
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *HEADERS)
+HEADER = 2**20  # bytes that an archive's header may have
+MORE = 64 * MB  # that an archive may hold beside twice its dataset
 
 
 def status() -> list[str]:
@@ -289,15 +296,46 @@ def _files(inside: dict[str, list[Path]], files: Sequence[File]) -> Iterator[Mem
                 yield file, stream
 
 
+class _Bounded:
+    """An archive's content, of which no more is unpacked than a dataset takes: a few bytes may hold a disk of zeros."""
+
+    def __init__(self, stream: Any, most: int, archive: Path) -> None:
+        self.stream, self.most, self.archive, self.tell = stream, most, archive, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """What comes next. All that is large is read in parts but for headers, which are kept in memory."""
+        if not 0 <= size <= HEADER:
+            raise CrlError(f"{self.archive} has a header of {size:,} bytes, which none needs; nothing was taken")
+        data: bytes = self.stream.read(size)
+        self._refuse(self.tell())
+        return data
+
+    def seek(self, offset: int) -> int:
+        """Go to another place, which takes unpacking what is before it."""
+        self._refuse(offset)
+        return int(self.stream.seek(offset))
+
+    def _refuse(self, place: int) -> None:
+        if place > self.most:
+            much = f"unpacks to more than {self.most / MB:,.0f} MB, which is more than the dataset has"
+            raise CrlError(f"{self.archive} {much}; nothing was taken")
+
+
 def _members(archive: Path, files: Sequence[File]) -> Iterator[Member]:
     """The files of these names in a tar, read one after the other; nothing else of it is touched."""
     by_name = {name: file for file in files for name in file.names}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            file = by_name.get(PurePosixPath(member.name).name)
-            stream = tar.extractfile(member) if file is not None and member.isfile() else None
-            if file is not None and stream is not None:
-                yield file, stream
+    with archive.open("rb") as start:
+        begins = start.read(6)
+    unpack = next((each for magic, each in UNPACK.items() if begins.startswith(magic)), open)
+    most = MORE + 2 * sum(file.size + file.inner_size for file in files)
+    with unpack(archive, "rb") as content:
+        bounded: Any = _Bounded(content, most, archive)
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            for member in tar:
+                file = by_name.get(PurePosixPath(member.name).name)
+                stream = tar.extractfile(member) if file is not None and member.isfile() else None
+                if file is not None and stream is not None:
+                    yield file, stream
 
 
 def _take(members: Iterable[Member], files: Sequence[File], folder: Path, where: str) -> None:
@@ -320,7 +358,7 @@ def _take(members: Iterable[Member], files: Sequence[File], folder: Path, where:
             raise CrlError(f"{where} has no {', '.join(absent)}; nothing was taken")
         for name, new in done.items():
             os.replace(new, folder / name)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise CrlError(f"{where} is no archive, or a damaged one ({brief(error)}); nothing was taken") from None
     finally:
         for new in done.values():

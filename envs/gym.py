@@ -33,7 +33,7 @@ from crl.core import (
     derive,
     facing,
 )
-from envs import pool
+from envs import answers, pool
 from envs.alarm import Alarm
 from envs.engines import Engine, Step, Sync
 from envs.minigrid import Symbols
@@ -83,7 +83,9 @@ class GymTask:
     ) -> None:
         self.name, self.world, self.engine, self.threads = name, world or World(), engine, threads
         self.make = Recipe(env, kwargs or {}, list(wrappers), setting or {}, limit=max_episode_steps)
-        self.alarm = Alarm(timeout, f"task {name}")
+        self.alarm = Alarm(timeout, f"task {name}: one call has taken longer than")
+        late = "engine: the workers did not start within"
+        self.starting = Alarm(timeout, late, "they import for long") if engine == "async" else self.alarm
         probe = self.make.alone()
         with aside(0), self.alarm:  # what an environment cannot do, it should not do now
             trial = Sync(lambda: probe, 1, 0)
@@ -153,10 +155,9 @@ class GymTask:
         """One vector step, and what the agent learned from it."""
         world, obs = self.world, engine.obs
         action, world.carry, note = self._act(agent, obs, world.carry)
-        with self.alarm:
-            step = self._sound(engine.step(action))
+        step = self._step(agent, engine, action)
         agent.observe(Experience(obs, action, step.reward, step.next_obs, step.terminated, step.truncated, note))
-        learned = agent.update()
+        learned = answers.learned(agent, agent.update())
         world.tally.add(learned)
         world.returns += step.earned
         world.lengths += 1
@@ -180,11 +181,21 @@ class GymTask:
 
     def _act(self, agent: Agent, obs: Array, carry: Any, greedy: bool = False) -> tuple[Array, Any, Any]:
         try:
-            return agent.act(obs, carry, greedy)
+            found = agent.act(obs, carry, greedy)
         except ValueError:  # torch's distributions
             if np.isfinite(obs).all():
                 raise
             raise CrlError(f"{self.name}: an observation is not finite") from None
+        return answers.acted(agent, found, (self.shared or self.interface).action, len(obs))
+
+    def _step(self, agent: Agent, engine: Engine, action: Array) -> Step:
+        """One vector step, whose failure is the agent's where its actions were none."""
+        try:
+            with self.alarm:
+                return self._sound(engine.step(action))
+        except Exception:
+            answers.refuse_outside(agent, action, (self.shared or self.interface).action)
+            raise
 
     def _sound(self, step: Step) -> Step:
         """A step whose numbers are finite: others are refused before they are learned from, or lie in a buffer."""
@@ -202,7 +213,7 @@ class GymTask:
         if world.engine is None:
             world.seed = visit.seed
             world.engine = self._training(visit.seed)
-            with self.alarm:
+            with self.starting:
                 world.engine.reset()
             world.returns = np.zeros(self.interface.envs)
             world.lengths = np.zeros(self.interface.envs, dtype=np.int64)
@@ -226,8 +237,7 @@ class GymTask:
                 total, length = np.zeros(copies), np.zeros(copies, dtype=np.int64)
                 while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
                     action, carry, _ = self._act(agent, obs, carry, greedy)
-                    with self.alarm:
-                        step = self._sound(engine.step(action))
+                    step = self._step(agent, engine, action)
                     total += step.earned
                     length += 1
                     ended = step.terminated | step.truncated
@@ -255,8 +265,7 @@ class GymTask:
                 obs, carry = engine.reset(), None
                 for _ in range(math.ceil(size / self.interface.envs)):
                     action, carry, note = self._act(agent, obs, carry)
-                    with self.alarm:
-                        step = self._sound(engine.step(action))
+                    step = self._step(agent, engine, action)
                     ended = (step.terminated, step.truncated)
                     rows.append(Experience(obs, action, step.reward, step.next_obs, *ended, note))
                     carry = _restart(carry, ended[0] | ended[1])
@@ -279,7 +288,7 @@ class GymTask:
             carry, ended = None, False
             pictures.append(self._picture(env.render()))
             while not ended and len(pictures) < frames:
-                action, carry, _ = agent.act(np.asarray(obs)[None], carry, greedy)
+                action, carry, _ = self._act(agent, np.asarray(obs)[None], carry, greedy)
                 obs, _, terminated, truncated, _ = env.step(action[0])
                 pictures.append(self._picture(env.render()))
                 ended = terminated or truncated

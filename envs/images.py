@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crl.checked import one_of, truth, whole
 from crl.core import Agent, Array, CrlError, Interface, NotYet, Pairs, Score, State, Tick, Visit, derive, facing
+from envs.answers import acted, learned
 from envs.datasets import Arrays, load
 from envs.slices import STREAMS, Slice
 from envs.tally import Tally
@@ -80,7 +81,7 @@ class ImageTask:
                 stop = count if single else start + batch
                 part = _part(shuffled, start, stop)
                 agent.observe(self._augmented(part, visit.seed, epoch, start))
-                self.tally.add(agent.update(), len(part.label))
+                self.tally.add(learned(agent, agent.update()), len(part.label))
                 start, before = stop, self.steps
                 self.steps += len(part.label)
                 if self.steps // safe > before // safe and settle is not None:
@@ -107,7 +108,8 @@ class ImageTask:
             with facing(agent, self):
                 for start in range(0, len(data.label), CHUNK):
                     part = _part(data, start, start + CHUNK)
-                    chosen = np.asarray(agent.act(part.obs, None, True)[0])
+                    found = agent.act(part.obs, None, True)
+                    chosen = acted(agent, found, self.interface.action, len(part.label))[0]
                     right += int((chosen == part.label.cpu().numpy()).sum())
         except NotYet as reason:
             return Score(reason=str(reason))

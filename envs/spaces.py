@@ -55,7 +55,8 @@ class Flat(gymnasium.ObservationWrapper[Any, Any, Any]):
             return np.array([int(observation) - int(self.source.start)], dtype=np.int64)
         if isinstance(self.source, spaces.MultiDiscrete):
             return np.asarray(observation - self.source.start, dtype=np.int64).reshape(-1)
-        return np.asarray(flatten(self.source, observation), dtype=np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite then, and refused as such
+            return np.asarray(flatten(self.source, observation), dtype=np.float32).reshape(-1)
 
 
 class Joined(gymnasium.Wrapper[Any, Any, Any, Any]):

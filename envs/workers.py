@@ -129,7 +129,10 @@ def _serve(pipe: Connection, what: bytes) -> None:
         except BaseException as error:  # whatever it is, who asked is to hear of it
             problem = failed(error)
             said = ("failed", str(problem), problem.trace)
-        pipe.send_bytes(pickle.dumps(said))
+        try:
+            pipe.send_bytes(pickle.dumps(said))
+        except OSError:  # nobody waits any more
+            break
     if engine is not None:
         engine.close()
 

@@ -66,7 +66,8 @@ class NoiseObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.noise = np.random.default_rng(0)
 
     def _noisy(self, obs: Array) -> Array:
-        return (obs + self.scale * self.noise.standard_normal(obs.shape)).astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite then, and refused as such
+            return (obs + self.scale * self.noise.standard_normal(obs.shape)).astype(np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """A new episode, with noise of its own."""

@@ -99,6 +99,32 @@ def test_a_run_is_locked_whatever_it_is_called(stopped: Path, monkeypatch: pytes
     assert crl.resume(other).manifest["status"] == "finished"
 
 
+class MovesAway(MyAgent):
+    """In the middle of its run the run's folder is moved, and another run begins at its place."""
+
+    place = Path()
+
+    def update(self) -> Any:
+        if not self.place.with_name("moved").exists() and (self.place / "matrix.csv").exists():
+            self.place.rename(self.place.with_name("moved"))
+            with RunFolder(self.place).taken():
+                (self.place / "manifest.json").write_text("another's")
+        return super().update()
+
+
+def test_a_run_that_was_moved_does_not_write_into_the_one_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "small" / "MovesAway" / "seed-0"
+    monkeypatch.setattr(MovesAway, "place", place)
+    line = said(lambda: crl.train({**CONFIG, "agent": {"use": "tests.test_durable.MovesAway"}}, out=tmp_path))
+    assert line.startswith(f"{place}: this run was moved or removed while it was at work; nothing more is written")
+    assert sorted(path.name for path in place.iterdir()) == [".lock", "manifest.json"]
+    assert (place / "manifest.json").read_text() == "another's"
+    moved = place.with_name("moved")
+    assert crl.resume(moved).manifest["status"] == "finished", "it can be gone on with where it lies"
+
+
 def test_two_at_once_of_which_one_begins(tmp_path: Path) -> None:
     """The second is refused whether the first has written its manifest or not."""
     folder = RunFolder(tmp_path / "small" / "MyAgent" / "seed-0")
@@ -170,7 +196,8 @@ def test_what_is_not_finite_is_refused_when_it_comes(tmp_path: Path, part: str, 
     agent = {"use": "dqn", "learning_starts": 500, "buffer_size": 1000}
     config = {**CONFIG, "tasks": [task, TASKS[0]], "agent": agent, "monitors": []}
     line = said(lambda: crl.train(config, out=tmp_path))
-    assert f"{part} is not finite" in line and "the last good checkpoint is" in line and "boundary-00.pt" in line
+    assert f"{part} is not finite: visit 1 (CartPole-v1), step " in line
+    assert "the last good checkpoint is" in line and "boundary-00.pt" in line
     (run,) = tmp_path.glob("*/*/seed-0")
     assert not (run / "checkpoints" / "boundary-01.pt").exists() and Run(run).manifest["status"] == "failed"
 
@@ -354,6 +381,14 @@ def test_plain_fields_of_another_kind_cost_one_line(stopped: Path, field: str) -
                 with contextlib.suppress(CrlError):  # a few are as good as what was there; no traceback comes
                     call()
             RunFolder(stopped).update_manifest(status="running")
+
+
+def test_a_config_that_was_changed_is_named(stopped: Path) -> None:
+    file = stopped / "config.yaml"
+    file.write_text(file.read_text() + "colour: red\n")
+    for call in (lambda: crl.resume(stopped), lambda: probe(stopped, 1, "end"), lambda: Run(stopped).at()):
+        line = said(call)
+        assert line.startswith(f"{file}: ") and "colour" in line and line.count(str(file)) == 1
 
 
 def test_what_is_called_good_could_be_gone_on_with(stopped: Path) -> None:

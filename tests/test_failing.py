@@ -1,9 +1,14 @@
 """A part that fails costs one line, leaves its traceback in the run's folder, and never ends with exit code 0."""
 
+import io
+import math
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import crl
@@ -20,11 +26,28 @@ from crl.store import RunFolder
 from crl.testing import check_task
 from envs.answers import STEP
 from envs.gym import build, join
+from tests.my_agent import MyAgent
 from tests.test_resume import remembered
 
 ROOT = Path(__file__).resolve().parent.parent
 PPO = {"use": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 1, "net": {"hidden": [4]}}
 CALLS = {"n": 0}  # how often any faulty part was called, since the last of them was made
+
+
+TEXTS = {  # of an exception, and what is said of it
+    "bad \udce9 name": r"Speechless: bad \udce9 name",
+    "\x1b[31mred": r"Speechless: \x1b[31mred",
+    "speechless": "Speechless: (its text cannot be shown)",
+}
+
+
+class Speechless(Exception):
+    """Its text cannot be written as it is, or not be had."""
+
+    def __str__(self) -> str:
+        if self.args[0] == "speechless":
+            raise RuntimeError("no text")
+        return super().__str__()
 
 
 class Faulty(gymnasium.Env[Any, Any]):
@@ -57,6 +80,21 @@ def misbehave(how: str, found: list[Any]) -> Any:
         raise BrokenPipeError
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "stop":
+        raise StopIteration("at the end")
+    if how == "elsewhere":
+        os.chdir("/")
+    if how == "thread":
+        thread = threading.Thread(target=lambda: 1 / 0, name="aside")
+        thread.start()
+        thread.join()
+        return tuple(found)
+    if how == "closed":
+        sys.stdout.close()
+    if how == "no streams":
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    if how in TEXTS:
+        raise Speechless(how)
     broken: dict[str, Any] = {
         "none": lambda: None,
         "four": lambda: tuple(found[:4]),
@@ -66,6 +104,10 @@ def misbehave(how: str, found: list[Any]) -> Any:
         "shape": lambda: (np.zeros(4, dtype=np.float32), *found[1:]),
         "one": lambda: (np.zeros(1, dtype=np.float32), *found[1:]),
         "scalar": lambda: (0.5, *found[1:]),
+        "far": lambda: (np.full(3, 1e300), *found[1:]),
+        "info": lambda: (*found[:4], []),
+        "huge reward": lambda: (found[0], 1e308, *found[2:]),
+        "endless reward": lambda: (found[0], 10**5000, *found[2:]),
     }
     return broken[how]() if how in broken else tuple(found)
 
@@ -136,10 +178,46 @@ def test_a_part_that_fails_costs_one_line(walked: Any, how: str, part: str) -> N
               "pipe": "BrokenPipeError", "interrupt": "KeyboardInterrupt"}  # fmt: skip
     assert code == 2 and len(said) == 1, said
     assert f"{part} failed: {errors[how]} (test_failing.py, line " in said[0] and "in misbehave)" in said[0]
-    assert "visit 1 (maze), step " in said[0] and f"crl resume {folder.path}" in said[0]
+    assert "visit 1 (maze), step " in said[0] and f"crl resume {folder.typed}" in said[0]
     assert folder.manifest()["status"] == "failed"
     log = (folder.path / "error.log").read_text()
     assert "Traceback (most recent call last)" in log and "in misbehave" in log
+
+
+@pytest.mark.parametrize("how", [*TEXTS, "stop"])
+def test_any_text_of_an_error_is_said_safely(walked: Any, how: str) -> None:
+    code, said, folder = walked(config(how))
+    assert code == 2 and len(said) == 1 and said[0].isprintable(), said
+    assert f"environment Faulty failed: {TEXTS.get(how, 'StopIteration: at the end')} (test_failing.py, line" in said[0]
+    log = (folder.path / "error.log").read_text()
+    assert "in misbehave" in log and "\x1b" not in log
+
+
+def test_a_thread_that_fails_costs_a_line_and_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, CALLS["n"] = threading.excepthook, 0
+    Path("c.yaml").write_text(yaml.safe_dump(config("thread", steps=320)))
+    assert main(["train", "--env-seq", "c.yaml"]) == 0
+    folder = RunFolder(next(Path("runs").glob("*/*/seed-0")))
+    told = capsys.readouterr().err
+    line = "warning: a thread (aside) failed: ZeroDivisionError: division by zero (test_failing.py, line "
+    assert line in told and "; the walk goes on; its traceback is in" in told and "Traceback" not in told
+    assert folder.manifest()["status"] == "finished" and threading.excepthook == before
+    assert "Traceback (most recent call last)" in (folder.path / "error.log").read_text()
+
+
+@pytest.mark.parametrize("how", ["elsewhere", "closed", "no streams"])
+def test_a_part_that_leaves_its_place_or_closes_streams_ends_no_run(
+    walked: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    home = Path.cwd()
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # it is put back
+    code, said, folder = walked(config(how))
+    assert code == 0 and not said and Path.cwd() == home
+    assert folder.manifest()["status"] == "finished" and sys.stdout is not None
 
 
 def test_the_traceback_is_shown_where_it_is_asked_for(walked: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,6 +324,18 @@ def test_a_run_ends_well_though_nobody_listens(tmp_path: Path, end: str, code: i
     assert RunFolder(next(tmp_path.glob("runs/*/*/seed-0"))).manifest()["status"] == "finished"
 
 
+def test_a_full_stdout_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(yaml.safe_dump(config(steps=32)))
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        code = main(["train", "--env-seq", "c.yaml"])
+    line = "crl: stdout: cannot be written: No space left on device; the run is finished: runs/faulty/ppo/seed-0"
+    assert code == 2 and capsys.readouterr().err.splitlines()[-1] == line
+
+
 # Ctrl-C.
 
 
@@ -284,6 +374,9 @@ WRONG = {
     "shape": "environment Faulty: an observation of shape (4,) came; its space has (3,)",
     "one": "environment Faulty: an observation of shape (1,) came; its space has (3,)",
     "scalar": "environment Faulty: an observation of shape () came; its space has (3,)",
+    "info": "environment Faulty: step() returned [] for info; right is a dictionary",
+    "huge reward": "environment Faulty: step() returned the reward 1e+308; right is a number that float32 can hold",
+    "endless reward": "environment Faulty: step() returned the reward something of type int; right is a number that",
 }
 
 
@@ -294,7 +387,7 @@ def test_a_wrong_answer_is_named_at_once(walked: Any, how: str, kind: str) -> No
         pytest.skip("one is enough: a worker's engine is the same")
     code, said, folder = walked(config(how, engine={"envs": 2, "kind": kind, "threads": 1}))
     assert code == 2 and len(said) == 1, said
-    assert f"crl: {WRONG[how]}; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
+    assert f"crl: {WRONG[how]}" in said[0] and "; visit 1 (maze), step " in said[0] and "error.log" not in said[0]
     assert folder.manifest()["status"] == "failed"
 
 
@@ -317,6 +410,115 @@ def test_too_few_values_are_named_though_a_wrapper_trips_over_them(walked: Any) 
     data["tasks"][0]["kwargs"]["max_episode_steps"] = 50
     code, said, _ = walked(data)
     assert code == 2 and "crl: environment Faulty: step() returned too few or too many values; right is (obs" in said[0]
+
+
+# What an agent answers.
+
+ACTIONS = {  # what act() makes of right actions, and how that is told
+    "two": (lambda a: (a, None), "2 values"),
+    "none": (lambda a: None, "a NoneType"),
+    "few": (lambda a: (a[:1], None, None), "actions array([0]) of shape (1,) and type int64"),
+    "float": (lambda a: (a + 0.5, None, None), "actions array([0.5, 0.5]) of shape (2,) and type float64"),
+    "text": (lambda a: (["a"] * len(a), None, None), "actions array(['a', 'a'], dtype='<U1') of shape (2,) and"),
+    "column": (lambda a: (a[:, None], None, None), "actions array([[0], [0]]) of shape (2, 1) and type int64"),
+    "tensor": (lambda a: (torch.as_tensor(a), None, None), "actions that are a torch.Tensor, tensor([0, 0])"),
+    "large": (lambda a: (a + 7, None, None), "array([7, 7])"),
+    "negative": (lambda a: (a - 5, None, None), "array([-5, -5])"),
+}
+NUMBERS: dict[str, Any] = {  # what update() returns, and how that is told
+    "None": None,
+    "[1]": [1],
+    "{'x': 'text'}": {"x": "text"},
+    "{'x': array([[0., 0.], [0., 0.]])}": {"x": np.zeros((2, 2))},
+    "{'x': 1j}": {"x": 1j},
+    "{3: 1.0}": {3: 1.0},
+}
+
+
+class OddAgent(MyAgent):
+    """It answers as `how` says: `act` from its first time on, `update` after some updates, or `state_dict`."""
+
+    def __init__(self, interface: Any, seed: int, device: str, how: str = "") -> None:
+        super().__init__(interface, seed, device)
+        self.how, self.updates = how, 0
+
+    def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
+        found = super().act(obs, carry, greedy)
+        return ACTIONS[self.how][0](found[0] * 0) if self.how in ACTIONS else found
+
+    def update(self) -> Any:
+        self.updates += 1
+        found = {**super().update(), "losses/with a graph": self.loss}
+        if self.how == "lost" and self.updates == 20:
+            with torch.no_grad():
+                self.model[2].bias.fill_(math.nan)
+        return NUMBERS[self.how] if self.how in NUMBERS and self.updates == 20 else found
+
+    def state_dict(self) -> Any:
+        return None if self.how == "state" else super().state_dict()
+
+
+@pytest.mark.parametrize("how", ACTIONS)
+def test_a_wrong_action_is_the_agents(walked: Any, how: str) -> None:
+    data = config(agent={"use": "tests.test_failing.OddAgent", "how": how})
+    data["tasks"][0] = {"env": "CartPole-v1", "steps": 64, "name": "maze"}  # it refuses what is none of its actions
+    code, said, folder = walked(data)
+    assert code == 2 and len(said) == 1, said
+    assert f"crl: agent OddAgent: act() returns {ACTIONS[how][1]}" in said[0]
+    right = "it must be (actions, carry, note), the actions an array of shape (2,) of integers from 0 to 1"
+    assert f" for 2 observations: {right}; at the start" in said[0]
+    assert folder.manifest()["status"] == "failed"
+
+
+class LosingMethod(FaultyMethod):
+    """It makes a weight of the agent's be no number, once the agent has learned a while."""
+
+    def attach(self, agent: Any) -> None:
+        self.agent, learn, self.updates = agent, agent.update, 0
+
+        def update() -> Any:
+            self.updates += 1
+            found = learn()
+            if self.updates == 20:
+                with torch.no_grad():
+                    next(agent.model.parameters()).fill_(math.nan)
+            return found
+
+        agent.update = update
+
+    def leave(self, visit: Any) -> None: ...
+
+
+@pytest.mark.parametrize("part", ["update", "method"])
+def test_a_part_that_fails_over_lost_weights_is_not_all_that_is_said(walked: Any, part: str) -> None:
+    """The line tells which weight is lost, and where the last good ones are."""
+    agent: Any = {"use": "tests.test_failing.OddAgent", "how": "lost"} if part == "update" else PPO
+    methods = ["tests.test_failing.LosingMethod"] if part == "method" else []
+    code, said, folder = walked(config(agent=agent, methods=methods))
+    assert code == 2 and len(said) == 1, said
+    who = "OddAgent" if part == "update" else "PPO"
+    assert f"crl: agent {who} failed: ValueError: Expected parameter logits" in said[0]
+    good = f"is not finite any more, and the last good checkpoint is {folder.boundary(0)}; visit 1 "
+    assert re.search(rf"; model\.[\w.]+ {re.escape(good)}", said[0]), said
+
+
+@pytest.mark.parametrize("how", NUMBERS)
+def test_a_wrong_update_is_the_agents(walked: Any, how: str) -> None:
+    code, said, _ = walked(config(agent={"use": "tests.test_failing.OddAgent", "how": how}))
+    assert code == 2 and len(said) == 1, said
+    told = f"update() returns {how}: it must be a dictionary of numbers by name"
+    assert f"crl: agent OddAgent: {told}; visit 1" in said[0]
+
+
+def test_a_state_that_is_none_is_the_agents(walked: Any) -> None:
+    code, said, _ = walked(config(agent={"use": "tests.test_failing.OddAgent", "how": "state"}))
+    assert code == 2 and len(said) == 1, said
+    assert "crl: agent OddAgent: state_dict() returns None: it must be a dictionary" in said[0]
+
+
+def test_numbers_with_a_graph_are_taken_without_a_word(walked: Any, recwarn: Any) -> None:
+    code, said, _ = walked(config(steps=64, agent={"use": "tests.test_failing.OddAgent"}))
+    assert code == 0 and not said and not [w for w in recwarn if "requires_grad" in str(w.message)]
 
 
 # Environments that hang, and episodes without an end.
@@ -362,6 +564,46 @@ def test_an_environment_that_hangs_costs_a_line(walked: Any, kind: str) -> None:
     data["tasks"][0]["env"] = "tests.test_failing:crl/Hanging-v0"
     code, said, _ = walked(data)
     assert code == 2 and "task maze: one call has taken longer than engine.timeout" in said[0], said
+
+
+class LateAsync:
+    """Workers that need long for their imports."""
+
+    copies = 2
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def reset(self) -> None:
+        time.sleep(10)
+
+
+def test_workers_that_start_late_cost_a_line(walked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.gym.Async", LateAsync)
+    data = config(engine={"envs": 2, "kind": "async", "threads": 1, "timeout": 1})
+    code, said, _ = walked(data)
+    line = "crl: engine: the workers did not start within engine.timeout, 1 seconds; they import for long, or the"
+    assert code == 2 and len(said) == 1 and said[0].startswith(line), said
+    assert "its traceback" not in said[0]
+
+
+def test_a_worker_that_nobody_waits_for_ends_without_a_word() -> None:
+    from multiprocessing import Pipe
+
+    from envs.workers import _serve
+
+    ours, theirs = Pipe()
+    ours.send_bytes(pickle.dumps(("reset", ())))
+    ours.close()
+    _serve(theirs, b"nothing that could be loaded")
+
+
+@pytest.mark.parametrize("wrapper", [[], ["noise_observation"]])
+def test_what_float32_does_not_hold_costs_no_warning(walked: Any, wrapper: list[str], recwarn: Any) -> None:
+    data = config("far")
+    data["tasks"][0]["wrappers"] = wrapper
+    code, said, _ = walked(data)
+    assert code == 2 and said[0].startswith("crl: maze: an observation is not finite: visit 1 (maze), step"), said
+    assert not [str(w.message) for w in recwarn if "overflow" in str(w.message)]
 
 
 def test_an_episode_without_an_end_is_ended_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

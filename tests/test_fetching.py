@@ -292,6 +292,31 @@ def test_import_takes_all_or_nothing(home: Path, tmp_path: Path, monkeypatch: py
     assert (home / "cifar100" / "test.bin").read_bytes() == files["test.bin"]
 
 
+@pytest.mark.parametrize("bomb", ["junk", "header", "headers"])
+def test_no_more_is_unpacked_than_a_dataset_has(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bomb: str
+) -> None:
+    """Junk of zeros, a header of megabytes, a thousand headers: each is small as it is packed."""
+    files = small_cifar()
+    pretend(monkeypatch, "cifar100", cifar_source(files, tar(files)))
+    monkeypatch.setattr(fetching, "MORE", 2**21)
+    head = tarfile.TarInfo("junk")
+    head.type, head.size = (tarfile.REGTYPE if bomb == "junk" else tarfile.XHDTYPE), 2**23
+    content = b"9" * 2**23
+    if bomb == "headers":
+        head.size = 512
+        content = b"\n".join([b"511 a=" + b"b" * 504, (head.tobuf() + b"511 a=" + b"b" * 504 + b"\n") * 3000])
+    path = tmp_path / "cifar-100-binary.tar.gz"
+    path.write_bytes(gzip.compress(head.tobuf() + content) + tar(files))
+    said = {
+        "junk": f"{path} unpacks to more than 3 MB, which is more than the dataset has; nothing was taken",
+        "header": f"{path} has a header of 8,388,608 bytes, which none needs; nothing was taken",
+        "headers": f"{path} is no archive, or a damaged one (",
+    }
+    refused(lambda: import_files("cifar100", path, quiet), said[bomb])
+    assert not list(home.rglob("*"))
+
+
 def test_import_finds_the_right_one_of_several(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = small_mnist()
     pretend(monkeypatch, "mnist", replace(SOURCES["mnist"], files=described(files)))

@@ -89,6 +89,52 @@ class Lacking:
     def act(self, obs: Any, carry: Any, greedy: bool) -> Any: ...
 
 
+class Blots(MyAgent):
+    """act() changes the observations that it is shown"""
+
+    def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
+        found = super().act(obs, carry, greedy)
+        obs[:] = 0
+        return found
+
+
+class Column(MyAgent):
+    """for 16 observations: it must be an array of one action of Discrete(3) for each"""
+
+    def act(self, obs: Any, carry: Any, greedy: bool) -> Any:
+        return super().act(obs, carry, greedy)[0][:, None], None, None
+
+
+class Imaginary(MyAgent):
+    """update() returns 1j for 'losses/loss': it must be a finite number under a name"""
+
+    def update(self) -> Any:
+        return {"losses/loss": 1j}
+
+
+class Stateless(MyAgent):
+    """state_dict() returns None: it must be a dictionary"""
+
+    def state_dict(self) -> Any:
+        return None
+
+
+class Endless(MyAgent):
+    """state_dict() returns something that holds itself"""
+
+    def state_dict(self) -> Any:
+        state = super().state_dict()
+        state["self"] = [state]
+        return state
+
+
+@pytest.mark.parametrize("cls", [Blots, Column, Imaginary, Stateless, Endless])
+def test_wrong_answers_are_named(cls: Any) -> None:
+    with pytest.raises(AssertionError) as error:
+        check_agent(cls)
+    assert cls.__doc__ in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("cls", [NoOptimizer, Talker, Learner, OutOfRange, Arrays, Chancy, Lacking])
 def test_mutants_are_caught(cls: Any) -> None:
     with pytest.raises(AssertionError) as error:
