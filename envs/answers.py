@@ -34,7 +34,7 @@ def stepped(env: Env, found: Any, shape: tuple[int, ...]) -> tuple[Array, float,
     if not isinstance(found, tuple) or len(found) != 5:
         raise wrong(env, f"step() returned {_several(found)}; right is {STEP}")
     obs, reward, terminated, truncated, info = found
-    if not isinstance(info, Mapping):
+    if type(info) is not dict and not isinstance(info, Mapping):
         raise wrong(env, f"step() returned {_shown(info)} for info; right is a dictionary")
     return (
         _observed(env, obs, shape),
@@ -121,7 +121,7 @@ def refuse_outside(agent: Agent, action: Any, space: gymnasium.Space[Any]) -> No
 
 def learned(agent: Agent, found: Any) -> Mapping[str, float]:
     """What an update returns: numbers by name, which may be tensors on a GPU that nobody waits for here."""
-    if not isinstance(found, Mapping):
+    if type(found) is not dict and not isinstance(found, Mapping):
         raise _misled(agent, _shown(found))
     return {name: _one(agent, name, value) for name, value in found.items()}
 
@@ -144,7 +144,8 @@ def _misacted(agent: Agent, what: str, space: gymnasium.Space[Any], rows: int) -
     elif space.shape is not None:
         right += f" of {space}"
     must = f"it must be (actions, carry, note), the actions {right}"
-    return Failed(f"agent {type(agent).__name__}: act() returns {what} for {rows} observations: {must}", "")
+    asked = f"{rows} observation{'s' * (rows != 1)}"
+    return Failed(f"agent {type(agent).__name__}: act() returns {what} for {asked}: {must}", "")
 
 
 def _misled(agent: Agent, what: str) -> Failed:
