@@ -155,7 +155,9 @@ def _misled(agent: Agent, what: str) -> Failed:
 
 def _kinds(space: gymnasium.Space[Any]) -> str:
     """The kinds of numbers that actions may be."""
-    return "fiu" if isinstance(space, spaces.Box) else "iub" if isinstance(space, spaces.MultiBinary) else "iu"
+    if isinstance(space, spaces.MultiBinary):
+        return "iubf"  # Stable-Baselines3 answers with 0.0 and 1.0
+    return "fiu" if isinstance(space, spaces.Box) else "iu"
 
 
 def _described(action: Any) -> str:

@@ -26,7 +26,7 @@ from crl.methods.units import NORMS, Young
 from crl.named import METHODS
 from crl.opened import restore
 from tests.full_agent import FullAgent
-from tests.marks import quickly
+from tests.marks import SLOW, quickly
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_ticks")
 
@@ -533,7 +533,10 @@ def test_other_ways_resume(name: str, options: dict[str, Any]) -> None:
 HEADS = [go for go in GO if go[0] in ("ppo", "dqn") and go[1] not in ONE_HEAD]
 
 
-@pytest.mark.parametrize(("agent", "name"), quickly(HEADS, lambda case: case[0] == "dqn"))
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    quickly(HEADS, lambda case: case[0] == "dqn" and case[1] in ("l2_er", "cbp", "ewc", "der", "agem")),
+)
 def test_heads_per_task(agent: str, name: str) -> None:
     """With a head for each task a method acts on all of them, and resumes so."""
     spec, rules = spec_of(agent, name), {"head": "per_task"}
@@ -710,7 +713,7 @@ def test_every_method_goes_with_growth(name: str, grown: str, first: bool) -> No
 # Random streams.
 
 
-@pytest.mark.parametrize("agent", ["dqn", "full"])
+@pytest.mark.parametrize("agent", ["full", pytest.param("dqn", marks=SLOW)])
 @EVERY
 def test_no_method_draws_from_the_global_streams(agent: str, name: str) -> None:
     spec = spec_of(agent, name)

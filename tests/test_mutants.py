@@ -10,6 +10,7 @@ import torch
 from crl.core import Score, Visit, aside
 from crl.testing import check_agent, check_method, check_monitor, check_task
 from envs.gym import GymTask, build, join
+from tests.marks import SLOW
 from tests.my_agent import MyAgent
 
 
@@ -135,6 +136,7 @@ class Short:
         (Short, "lacks observe, update, state_dict, load_state_dict"),
     ],
 )
+@SLOW
 def test_an_agent_that_does_not_is_caught(cls: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_agent(cls)

@@ -180,7 +180,8 @@ def test_same_seed_same_run_and_other_seed_other_run(whole: tuple[Path, Run], tm
     assert remembered(crl.train(path, out=tmp_path, seed=1))[1] != remembered(expected)[1]
 
 
-@pytest.mark.parametrize("left_out", ["optimizer", pytest.param("random", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("left_out", ["optimizer", "random"])
 def test_a_checkpoint_that_lacks_something_is_caught(
     whole: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_mistake_costs_one_line_and_begins_nothing(
     assert len(said) == 1 and words in said[0] and not (tmp_path / "runs").exists()
 
 
+@SLOW
 def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path, use="tests.slow_agent.Slow", folder=str(tmp_path), fails=101, dies=102)
     out = tmp_path / "runs"
