@@ -177,7 +177,7 @@ def _short(space: Any) -> str:
 def _time(plan: build.Plan) -> str:
     """How long it will take, and what takes it."""
     found = estimate(plan)
-    parts = {"learning": found.learning, "evaluation": found.evaluation, "monitors": found.monitors}
+    parts = {"learning": found.learning, "evaluation": found.evaluation, "monitors at most": found.monitors}
     each = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in parts.items())
     return f"about {_clock(found.whole)} here ({each}), measured on a throw-away agent"
 
